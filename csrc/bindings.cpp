@@ -1,0 +1,87 @@
+// The Python module maskformer_fast._C. Tensors come as addresses and sizes; the callers in
+// maskformer_fast/ops check shapes, dtypes and layout. Here is checked again what a wrong value
+// would turn into an access outside the tensors.
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/instruction_set.hpp"
+#include "cpu/linear_assignment.hpp"
+
+namespace py = pybind11;
+
+namespace maskformer {
+namespace {
+
+struct alignas(64) CacheLine {
+  std::byte bytes[64];
+};
+
+// Uninitialised memory; throws std::bad_alloc, in Python MemoryError.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) : lines_(new CacheLine[(bytes + 63) / 64]) {}
+  std::byte* data() { return lines_[0].bytes; }
+
+ private:
+  std::unique_ptr<CacheLine[]> lines_;
+};
+
+template <typename Item>
+Item* pointer(uintptr_t address) {
+  return reinterpret_cast<Item*>(address);
+}
+
+void at_least(const char* name, int64_t value, int64_t least) {
+  if (value < least) {
+    throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) +
+                                ", got " + std::to_string(value));
+  }
+}
+
+void linear_assignment(uintptr_t cost, bool float64, uintptr_t num_targets,
+                       uintptr_t query_of_target, uintptr_t gap, uintptr_t status, int64_t problems,
+                       int64_t targets, int64_t queries, int threads) {
+  at_least("problems", problems, 0);
+  at_least("targets", targets, 0);
+  at_least("queries", queries, 1);
+  at_least("threads", threads, 1);
+  const int32_t* counts = pointer<const int32_t>(num_targets);
+  for (int64_t n = 0; n < problems; ++n) {
+    if (counts[n] < 0 || counts[n] > targets) {
+      throw std::invalid_argument("num_targets: expected values in [0, " + std::to_string(targets) +
+                                  "], got " + std::to_string(counts[n]));
+    }
+  }
+  const py::gil_scoped_release no_gil;
+  const int64_t share = cpu::linear_assignment_workspace(targets, queries);
+  const int used = static_cast<int>(std::clamp<int64_t>(problems, 1, threads));
+  Workspace workspace(used * share);
+  const auto run = [&](auto set, const auto* costs) {
+    cpu::linear_assignment<set.value>(costs, counts, pointer<int64_t>(query_of_target),
+                                      pointer<double>(gap), pointer<int8_t>(status), problems,
+                                      targets, queries, workspace.data(), used);
+  };
+  cpu::dispatch([&](auto set) {
+    float64 ? run(set, pointer<const double>(cost)) : run(set, pointer<const float>(cost));
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("version") = MASKFORMER_VERSION;
+  m.def("built_with_cuda", [] { return false; });
+  m.def("instruction_set", [] { return cpu::name_of(cpu::instruction_set()); });
+  m.def("linear_assignment", &linear_assignment, py::arg("cost"), py::arg("float64"),
+        py::arg("num_targets"), py::arg("query_of_target"), py::arg("gap"), py::arg("status"),
+        py::arg("problems"), py::arg("targets"), py::arg("queries"), py::arg("threads"));
+}
+
+}  // namespace maskformer

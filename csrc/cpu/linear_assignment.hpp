@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/instruction_set.hpp"
+
+namespace maskformer::cpu {
+
+constexpr int64_t kAssignmentArrays = 9;  // of one item per padded column, besides the costs
+
+// Columns padded to whole cache lines of float64.
+static inline int64_t assignment_stride(int64_t columns) { return (columns + 7) / 8 * 8; }
+
+// Bytes of workspace that one thread needs for problems of this size.
+static inline int64_t linear_assignment_workspace(int64_t targets, int64_t queries) {
+  const int64_t rows = targets < queries ? targets : queries;
+  const int64_t columns = targets < queries ? queries : targets;
+  return (rows + kAssignmentArrays) * assignment_stride(columns) *
+         static_cast<int64_t>(sizeof(double));
+}
+
+// See linear_assignment.cpp. Cost is float or double; threads >= 1; workspace: 64-byte aligned,
+// linear_assignment_workspace(targets, queries) bytes for each thread.
+template <InstructionSet Set, typename Cost>
+void linear_assignment(const Cost* cost, const int32_t* num_targets, int64_t* query_of_target,
+                       double* gap, int8_t* status, int64_t problems, int64_t targets,
+                       int64_t queries, std::byte* workspace, int threads);
+
+}  // namespace maskformer::cpu
