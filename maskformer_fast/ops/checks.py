@@ -1,0 +1,142 @@
+"""Checks of the public functions: once, in Python, before dispatch; messages say what came."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from maskformer_fast.targets import Targets
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Sizes(dict[str, int]):
+    """The symbols of a call (B, Q, ...) and the size each was first seen with."""
+
+
+def tensor(
+    name: str,
+    value: Tensor,
+    layout: str,
+    sizes: Sizes,
+    *,
+    dtypes: Collection[torch.dtype] = FLOAT_DTYPES,
+    like: Tensor | None = None,
+) -> None:
+    """Check that `value` is a tensor of `layout`, as "B Q K+1", in agreement with `sizes`.
+
+    A symbol not seen before is recorded in `sizes`; "K+1" is a symbol of its own. With `like`,
+    dtype and device must be those of `like`.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    symbols = layout.split()
+    wanted = f"[{', '.join(f'{s}={sizes[s]}' if s in sizes else s for s in symbols)}]"
+    if value.dim() != len(symbols):
+        raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
+    for symbol, size in zip(symbols, value.shape, strict=True):
+        if sizes.setdefault(symbol, size) != size:
+            raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
+    if like is None and value.dtype not in dtypes:
+        expected = ", ".join(str(d) for d in dtypes)
+        raise TypeError(f"{name}: expected dtype {expected}; got {value.dtype}")
+    if like is not None and (value.dtype, value.device) != (like.dtype, like.device):
+        raise TypeError(
+            f"{name}: expected {like.dtype} on {like.device} like the other inputs,"
+            f" got {value.dtype} on {value.device}"
+        )
+
+
+def queries(name: str, sizes: Sizes) -> None:
+    """Refuse Q = 0: no query can stand for any mask."""
+    if sizes["Q"] == 0:
+        raise ValueError(f"{name}: expected at least one query, got Q = 0")
+
+
+def same_device(name: str, value: Tensor, like: Tensor) -> None:
+    """Refuse a tensor on another device than the call's main input."""
+    if value.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device}, got {value.device}")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Refuse a number below `least`, or NaN."""
+    if not value >= least:
+        raise ValueError(f"{name}: expected a number >= {least}, got {value}")
+
+
+def output_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of a map, each at least 1."""
+    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
+        raise ValueError(f"size: expected (H, W), each >= 1, got {size}")
+    return int(size[0]), int(size[1])
+
+
+def targets(value: Targets, sizes: Sizes, like: Tensor) -> None:
+    """Check that `value` is Targets of the call's B images, on the device of `like`."""
+    if not isinstance(value, Targets):
+        raise TypeError(f"targets: expected Targets, got {type(value).__name__}")
+    if len(value.labels) != sizes["B"]:
+        raise ValueError(f"targets: expected {sizes['B']} images, got {len(value.labels)}")
+    same_device("targets", value.labels, like)
+
+
+def rows_of_targets(name: str, value: Targets, sizes: Sizes, like: Tensor) -> None:
+    """Check Targets for N = L*B rows (row n belongs to image n % B) of T targets each."""
+    if not isinstance(value, Targets):
+        raise TypeError(f"targets: expected Targets, got {type(value).__name__}")
+    images, most = value.labels.shape
+    if images == 0 or sizes["N"] % images != 0 or sizes["T"] != most:
+        raise ValueError(
+            f"{name}: expected [L * {images}, {most}, h, w] for these targets,"
+            f" got N = {sizes['N']}, T = {sizes['T']}"
+        )
+    same_device("targets", value.labels, like)
+
+
+def predictions(class_logits: Tensor, mask_logits: Tensor, region: Tensor | None) -> Sizes:
+    """Check the inputs that the maps have in common; returns the sizes.
+
+    The range of `region` is looked at on the CPU only, and not while compiling: elsewhere that
+    would be a host read.
+    """
+    sizes = Sizes(axes=2)
+    tensor("class_logits", class_logits, "B Q K+1", sizes)
+    tensor("mask_logits", mask_logits, "B Q h w", sizes, like=class_logits)
+    queries("class_logits", sizes)
+    if sizes["K+1"] < 2:
+        raise ValueError(
+            'class_logits: expected a class and "no object" at least, K+1 >= 2;'
+            f" got K+1 = {sizes['K+1']}"
+        )
+    if sizes["h"] < 1 or sizes["w"] < 1:
+        raise ValueError(f"mask_logits: expected h and w >= 1, got {tuple(mask_logits.shape)}")
+    if region is None:
+        return sizes
+    tensor("region", region, "B axes", sizes, dtypes=(torch.float32, torch.float64))
+    same_device("region", region, mask_logits)
+    if region.device.type == "cpu" and not torch.compiler.is_compiling():
+        extent = region.new_tensor([sizes["h"], sizes["w"]])
+        if not bool(((region > 0) & (region <= extent)).all()):
+            raise ValueError(
+                f"region: expected rows in (0, {sizes['h']}] and columns in (0, {sizes['w']}],"
+                f" got {region.tolist()}"
+            )
+    return sizes
+
+
+def class_ids(name: str, value: Collection[int], sizes: Sizes) -> list[int]:
+    """The classes of `value` in ascending order, each once and in [0, K)."""
+    classes = sorted({int(label) for label in value})
+    num_classes = sizes["K+1"] - 1
+    if classes and not 0 <= classes[0] <= classes[-1] < num_classes:
+        raise ValueError(f"{name}: expected classes in [0, {num_classes}), got {classes}")
+    return classes
+
+
+def one_of(name: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a word that is not among `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {tuple(choices)}, got {value!r}")

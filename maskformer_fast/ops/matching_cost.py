@@ -1,0 +1,226 @@
+"""matching_cost: what it costs to match each target with each query, for the assignment.
+
+    y     target at the mask grid, nearest: pixel (i*H)//h, (j*W)//w
+    focal ( sum_p y (pos - neg) + sum_p neg ) / P              pos, neg: see focal.py
+    dice  1 - (2 sum_p y s + 1) / (sum_p s + sum_p y + 1)
+    class -softmax(class_logits)[q, label_t]
+    cost  class_weight*class + mask_weight*focal + dice_weight*dice
+
+With `ignore_void`, void pixels leave every sum and P (P = 0 gives 0 for focal). Padding rows are 0.
+(Cheng et al., "Per-Pixel Classification is Not All You Need for Semantic Segmentation", 2021.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskformer_fast.ops import checks
+from maskformer_fast.ops.focal import focal_terms
+from maskformer_fast.ops.mask_logits import reference as mask_logits_reference
+from maskformer_fast.ops.precision import ieee_float32
+from maskformer_fast.ops.registry import register, resolve
+from maskformer_fast.targets import Targets
+
+
+class Weights(NamedTuple):
+    """The numbers of a cost, in the order of the ops' schemas."""
+
+    class_weight: float
+    mask_weight: float
+    dice_weight: float
+    alpha: float
+    gamma: float
+    ignore_void: bool
+
+
+WEIGHTS_SCHEMA = (
+    "float class_weight, float mask_weight, float dice_weight,"
+    " float alpha, float gamma, bool ignore_void, str backend"
+)
+
+
+def masks_at_grid(pixels: Tensor, num_targets: int, grid: tuple[int, int]) -> Tensor:
+    """Targets' masks [B, T, h, w] bool at grid cells (i, j): pixel ((i*H)//h, (j*W)//w)."""
+    sides = zip(pixels.shape[-2:], grid, strict=True)
+    rows, columns = (
+        torch.arange(cells, device=pixels.device) * side // cells for side, cells in sides
+    )
+    sampled = pixels[..., rows[:, None], columns]
+    if pixels.dtype == torch.bool:
+        return sampled
+    index = torch.arange(num_targets, device=pixels.device, dtype=pixels.dtype)
+    return sampled[:, None] == index[:, None, None]
+
+
+def reference_from_logits(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    labels: Tensor,
+    num_targets: Tensor,
+    pixels: Tensor,
+    *weights: Any,
+) -> Tensor:
+    """[B, Q, K+1], [B, Q, h, w] -> [B, T, Q]; computed in float32 (float64 stays float64)."""
+    w = Weights(*weights)
+    compute = torch.promote_types(mask_logits.dtype, torch.float32)
+    b, t = labels.shape
+    masks = masks_at_grid(pixels, t, (mask_logits.shape[2], mask_logits.shape[3]))
+    y = masks.flatten(2).to(compute)  # [B, T, P]
+    pos, neg, s = focal_terms(mask_logits.to(compute).flatten(2), w.alpha, w.gamma)  # [B, Q, P]
+    pixel_count = torch.full((b, 1, 1), y.shape[2], dtype=compute, device=y.device)
+    if w.ignore_void:
+        counted = masks.flatten(2).any(1, keepdim=True)  # [B, 1, P]
+        pos, neg, s = (torch.where(counted, term, 0) for term in (pos, neg, s))
+        pixel_count = counted.sum(2, keepdim=True).clamp(min=1).to(compute)
+    with ieee_float32(mask_logits.device):
+        focal = (y @ (pos - neg).mT + neg.sum(2)[:, None]) / pixel_count
+        overlap = 2 * (y @ s.mT) + 1
+    dice = 1 - overlap / (s.sum(2)[:, None] + y.sum(2)[..., None] + 1)
+    probs = class_logits.to(compute).softmax(2).mT  # [B, K+1, Q]
+    class_cost = -probs.gather(1, labels[..., None].expand(-1, -1, probs.shape[2]))
+    cost = w.class_weight * class_cost + w.mask_weight * focal + w.dice_weight * dice
+    is_target = torch.arange(t, device=labels.device) < num_targets[:, None]
+    return torch.where(is_target[..., None], cost, 0).to(_result_dtype(mask_logits))
+
+
+def reference(
+    class_logits: Tensor,
+    mask_queries: Tensor,
+    pixel_features: Tensor,
+    labels: Tensor,
+    num_targets: Tensor,
+    pixels: Tensor,
+    *weights: Any,
+) -> Tensor:
+    """[L, B, Q, K+1], [L, B, Q, C], [B, C, h, w] -> [L, B, T, Q], layer by layer."""
+    compute = torch.promote_types(mask_queries.dtype, torch.float32)
+    cost = _fake(class_logits, mask_queries, pixel_features, labels, num_targets, pixels, *weights)
+    for layer, (logits, queries) in enumerate(zip(class_logits, mask_queries, strict=True)):
+        masks = mask_logits_reference(queries.to(compute), pixel_features.to(compute), False)
+        cost[layer] = reference_from_logits(logits, masks, labels, num_targets, pixels, *weights)
+    return cost
+
+
+def _result_dtype(inputs: Tensor) -> torch.dtype:
+    return torch.promote_types(inputs.dtype, torch.float32)
+
+
+def _fake(
+    class_logits: Tensor, mask_queries: Tensor, _: Tensor, labels: Tensor, *__: object
+) -> Tensor:
+    layers, b, q, _c = mask_queries.shape
+    return mask_queries.new_empty(layers, b, labels.shape[1], q, dtype=_result_dtype(mask_queries))
+
+
+def _fake_from_logits(_: Tensor, mask_logits: Tensor, labels: Tensor, *__: object) -> Tensor:
+    b, q = mask_logits.shape[:2]
+    return mask_logits.new_empty(b, labels.shape[1], q, dtype=_result_dtype(mask_logits))
+
+
+_from_embeddings = register(
+    "matching_cost",
+    "(Tensor class_logits, Tensor mask_queries, Tensor pixel_features, Tensor labels,"
+    f" Tensor num_targets, Tensor pixels, {WEIGHTS_SCHEMA}) -> Tensor",
+    fake=_fake,
+    backends={"reference": reference},
+)
+_from_logits = register(
+    "matching_cost_from_logits",
+    "(Tensor class_logits, Tensor mask_logits, Tensor labels, Tensor num_targets,"
+    f" Tensor pixels, {WEIGHTS_SCHEMA}) -> Tensor",
+    fake=_fake_from_logits,
+    backends={"reference": reference_from_logits},
+)
+
+
+def matching_cost(
+    class_logits: Tensor,
+    mask_queries: Tensor,
+    pixel_features: Tensor,
+    targets: Targets,
+    *,
+    class_weight: float = 1,
+    mask_weight: float = 20,
+    dice_weight: float = 1,
+    alpha: float = 0.25,
+    gamma: float = 2,
+    ignore_void: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Cost of every pair of target and query, for all decoder layers at once; no gradient.
+
+    class_logits    [L, B, Q, K+1]  the last class is "no object"
+    mask_queries    [L, B, Q, C]    mask logits are mask_queries . pixel_features, never stored
+    pixel_features  [B, C, h, w]
+    targets         Targets of B images
+    returns         [L, B, T, Q] float32; rows past an image's num_targets are 0
+
+    Inputs are float32, float16, bfloat16 (float64: reference, result float64), of one dtype.
+    Non-finite logits give non-finite costs: `linear_assignment` deals with them.
+    Raises TypeError or ValueError naming the argument that is off.
+    """
+    weights = Weights(class_weight, mask_weight, dice_weight, alpha, gamma, ignore_void)
+    sizes = checks.Sizes()
+    checks.tensor("mask_queries", mask_queries, "L B Q C", sizes)
+    checks.tensor("class_logits", class_logits, "L B Q K+1", sizes, like=mask_queries)
+    checks.tensor("pixel_features", pixel_features, "B C h w", sizes, like=mask_queries)
+    _check_options(weights, sizes, targets, mask_queries)
+    chosen = resolve("matching_cost", backend, mask_queries.device.type, mask_queries.dtype)
+    return _from_embeddings(
+        class_logits.detach(),
+        mask_queries.detach(),
+        pixel_features.detach(),
+        targets.labels,
+        targets.num_targets,
+        targets.pixels,
+        *weights,
+        chosen,
+    )
+
+
+def matching_cost_from_logits(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    targets: Targets,
+    *,
+    class_weight: float = 1,
+    mask_weight: float = 20,
+    dice_weight: float = 1,
+    alpha: float = 0.25,
+    gamma: float = 2,
+    ignore_void: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """`matching_cost` of one layer for callers who have the mask logits.
+
+    class_logits  [B, Q, K+1]
+    mask_logits   [B, Q, h, w]
+    returns       [B, T, Q] float32
+    """
+    weights = Weights(class_weight, mask_weight, dice_weight, alpha, gamma, ignore_void)
+    sizes = checks.Sizes()
+    checks.tensor("mask_logits", mask_logits, "B Q h w", sizes)
+    checks.tensor("class_logits", class_logits, "B Q K+1", sizes, like=mask_logits)
+    _check_options(weights, sizes, targets, mask_logits)
+    chosen = resolve(
+        "matching_cost_from_logits", backend, mask_logits.device.type, mask_logits.dtype
+    )
+    return _from_logits(
+        class_logits.detach(),
+        mask_logits.detach(),
+        targets.labels,
+        targets.num_targets,
+        targets.pixels,
+        *weights,
+        chosen,
+    )
+
+
+def _check_options(weights: Weights, sizes: checks.Sizes, targets: Targets, like: Tensor) -> None:
+    checks.queries("class_logits", sizes)
+    checks.targets(targets, sizes, like)
+    checks.at_least("alpha", weights.alpha, 0)
+    checks.at_least("gamma", weights.gamma, 0)

@@ -1,0 +1,193 @@
+"""One registry: which backends an op has, which of them can run here, and which one runs.
+
+An op file calls `register(name, schema, fake, backends)` once; adding a backend to an op is one
+line in that dictionary. The op's schema ends with `str backend`: the choice is made once, in
+Python, before dispatch (under torch.compile: at trace time), by
+
+    the `backend` argument, else `use_backend(...)`, else MASKFORMER_FAST_BACKEND, else "auto".
+
+"auto" takes the first backend of the device's list that has the op and can run here, and the
+reference where there is none. A backend that is named and cannot run raises and says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+ENVIRONMENT_VARIABLE = "MASKFORMER_FAST_BACKEND"
+BACKENDS = ("reference", "cpu", "cuda", "triton", "cuda_emulated")
+AUTO_ORDER = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # by device type; then the reference
+
+_library = torch.library.Library("maskformer_fast", "DEF")
+_requested: ContextVar[str] = ContextVar("maskformer_fast_backend", default="auto")
+
+
+@dataclass(frozen=True)
+class Op:
+    """A registered op: its implementations by backend, all with the schema's signature."""
+
+    name: str
+    backends: dict[str, Callable[..., Any]]
+    float64_kernels: bool  # kernels take float64 too (linear_assignment)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return getattr(torch.ops.maskformer_fast, self.name)(*arguments)
+
+
+OPS: dict[str, Op] = {}
+
+
+def register(
+    name: str,
+    schema: str,
+    *,
+    fake: Callable[..., Any],
+    backends: dict[str, Callable[..., Any]],
+    float64_kernels: bool = False,
+) -> Op:
+    """Define `maskformer_fast::name` with torch.library; its last argument names the backend."""
+    unknown = set(backends) - set(BACKENDS)
+    if unknown or "reference" not in backends:
+        raise ValueError(f"{name}: expected backends of {BACKENDS}, got {tuple(backends)}")
+    op = Op(name, backends, float64_kernels)
+    OPS[name] = op
+
+    def run(*arguments: Any) -> Any:
+        *inputs, backend = arguments
+        return op.backends[backend](*inputs)
+
+    _library.define(name + schema)
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        f"maskformer_fast::{name}", lambda *arguments: fake(*arguments[:-1]), lib=_library
+    )
+    return op
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops called inside with backend `name`, in this thread or task.
+
+    Raises ValueError for a name that is not a backend. Whether it can run is found out, and said,
+    by the op that is called.
+    """
+    token = _requested.set(_known(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def resolve(op_name: str, argument: str, device: str, dtype: torch.dtype) -> str:
+    """The backend that runs `op_name` for tensors of this device type and dtype.
+
+    Raises ValueError for an unknown name, RuntimeError for a backend that cannot run, with the
+    reason.
+    """
+    op = OPS[op_name]
+    name = _known(argument, "backend")
+    if name == "auto":
+        name = _requested.get()
+    if name == "auto":
+        name = _known(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
+    if name == "auto":
+        order = (*AUTO_ORDER.get(device, ()), "reference")
+        return next(b for b in order if _obstacle(op, b, device, dtype) is None)
+    obstacle = _obstacle(op, name, device, dtype)
+    if obstacle is not None:
+        raise RuntimeError(f"{op_name}: backend {name!r} cannot run: {obstacle}")
+    return name
+
+
+def backends() -> dict[str, dict[str, str | None]]:
+    """For each op and each backend: None if it can run here, else the reason why not."""
+    return {
+        op.name: {name: _missing(op, name) for name in BACKENDS}
+        for op in OPS.values()
+        if not op.name.endswith("_backward")
+    }
+
+
+def _known(name: str, argument: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"{argument}: expected 'auto' or one of {BACKENDS}, got {name!r}")
+    return name
+
+
+def _missing(op: Op, backend: str) -> str | None:
+    if backend not in op.backends:
+        return "this op has no such implementation yet"
+    return _PROBES[backend]()
+
+
+def _obstacle(op: Op, backend: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why `backend` cannot run `op` on this device type and dtype; None if it can."""
+    if backend == "reference":
+        return None
+    missing = _missing(op, backend)
+    if missing is not None:
+        return missing
+    if dtype == torch.float64 and not op.float64_kernels:
+        return "its kernels take float32, float16 and bfloat16; got float64 (use 'reference')"
+    on_host = backend in ("cpu", "cuda_emulated") or (backend == "triton" and _interpreted())
+    expected = "cpu" if on_host else "cuda"
+    return None if device == expected else f"it takes {expected} tensors, got {device}"
+
+
+def compiled_module() -> Any:
+    """The compiled module `maskformer_fast._C`; ImportError where it is not built."""
+    return importlib.import_module("maskformer_fast._C")
+
+
+def _cpu_probe() -> str | None:
+    try:
+        compiled_module()
+    except ImportError as error:
+        return f"the compiled module does not import ({error}); build it with `pip install .`"
+    return None
+
+
+def _cuda_probe() -> str | None:
+    missing = _cpu_probe()
+    if missing is not None:
+        return missing
+    if not compiled_module().built_with_cuda():
+        return "the compiled module was built without CUDA (nvcc was not found)"
+    return None if torch.cuda.is_available() else "torch sees no NVIDIA GPU"
+
+
+def _triton_probe() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if _interpreted():
+        return None
+    return None if torch.cuda.is_available() else "torch sees no NVIDIA GPU"
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _emulation_probe() -> str | None:
+    if importlib.util.find_spec("maskformer_fast._C_emulated") is None:
+        return "the emulation is not built (`make emulation` in a checkout)"
+    return None
+
+
+_PROBES: dict[str, Callable[[], str | None]] = {
+    "reference": lambda: None,
+    "cpu": _cpu_probe,
+    "cuda": _cuda_probe,
+    "triton": _triton_probe,
+    "cuda_emulated": _emulation_probe,
+}

@@ -1,0 +1,174 @@
+"""semantic_map: the most probable class of every pixel.
+
+    order "maskformer"     argmax_k  sum_q p[q, k] * sigmoid(upsample(x))[q]
+    order "transformers"   argmax_k  upsample( sum_q p[q, k] * sigmoid(x)[q] )
+
+p = softmax(class_logits) without "no object", x = mask_logits; upsample is bilinear
+(ops/upsample.py). The first order is the published one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from maskformer_fast.ops import checks
+from maskformer_fast.ops.mask_logits import mask_logits as compute_mask_logits
+from maskformer_fast.ops.precision import ieee_float32
+from maskformer_fast.ops.probabilities import class_probabilities, mask_probabilities
+from maskformer_fast.ops.registry import register, resolve
+from maskformer_fast.ops.upsample import row_bands
+
+ORDERS = ("maskformer", "transformers")
+LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def reference(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    height: int,
+    width: int,
+    order: str,
+    region: Tensor | None,
+    dtype: torch.dtype,
+    return_scores: bool,
+) -> tuple[Tensor, Tensor]:
+    """Labels [B, H, W] and the winners' scores ([B, H, W], or [0] if not asked for)."""
+    labels, scores = _fake(
+        class_logits, mask_logits, height, width, order, region, dtype, return_scores
+    )
+    for image in range(len(class_logits)):
+        extent = None if region is None else region[image]
+        for rows, band in class_score_bands(
+            class_logits[image], mask_logits[image], (height, width), order, extent
+        ):
+            winner_score, winner = band.max(0)
+            labels[image, rows] = winner.to(dtype)
+            if return_scores:
+                scores[image, rows] = winner_score
+    return labels, scores
+
+
+def class_score_bands(
+    class_logits: Tensor,  # [Q, K+1]
+    mask_logits: Tensor,  # [Q, h, w]
+    size: tuple[int, int],
+    order: str,
+    region: Tensor | None,  # [2]
+) -> Iterator[tuple[slice, Tensor]]:
+    """The scores of all classes in one image, a few rows at a time: (rows, [K, rows, W])."""
+    class_probs = class_probabilities(class_logits)[:, :-1]
+    if order == "transformers":
+        yield from row_bands(_sum(class_probs, mask_probabilities(mask_logits)), size, region)
+        return
+    for rows, logits in row_bands(mask_logits, size, region):
+        yield rows, _sum(class_probs, mask_probabilities(logits))
+
+
+def _sum(class_probs: Tensor, mask_probs: Tensor) -> Tensor:
+    """[Q, K] x [Q, rows, W] -> [K, rows, W]."""
+    with ieee_float32(class_probs.device):
+        return torch.einsum("qk,qyx->kyx", class_probs, mask_probs)
+
+
+def _fake(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    height: int,
+    width: int,
+    order: str,
+    region: Tensor | None,
+    dtype: torch.dtype,
+    return_scores: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = (class_logits.shape[0], height, width)
+    compute = torch.promote_types(class_logits.dtype, torch.float32)
+    labels = class_logits.new_empty(shape, dtype=dtype)
+    return labels, class_logits.new_empty(shape if return_scores else (0,), dtype=compute)
+
+
+_semantic_map = register(
+    "semantic_map",
+    "(Tensor class_logits, Tensor mask_logits, SymInt height, SymInt width, str order,"
+    " Tensor? region, ScalarType dtype, bool return_scores, str backend) -> (Tensor, Tensor)",
+    fake=_fake,
+    backends={"reference": reference},
+)
+
+
+def semantic_map(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    size: tuple[int, int],
+    *,
+    order: str = "maskformer",
+    region: Tensor | None = None,
+    dtype: torch.dtype = torch.int64,
+    return_scores: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The class of every pixel, straight from the queries; ties go to the lowest class.
+
+    class_logits  [B, Q, K+1]   float32, float16, bfloat16 (float64: reference), Q >= 1
+    mask_logits   [B, Q, h, w]  same dtype and device
+    size          (H, W) of the map
+    order         "maskformer" or "transformers": formulas above
+    region        [B, 2] float32 or float64: rows and columns of the mask grid, in cells from its
+                  top-left, that the unpadded image covers, 0 < r <= h; None: all of it
+    dtype         of the labels: int64, int32, int16, int8 or uint8, able to hold K-1
+    returns       labels [B, H, W]; with `return_scores` also the winner's score [B, H, W],
+                  float32 (float64 for float64 inputs)
+
+    Sums are float32. A probability that is NaN counts as 0. No gradient. Neither the Q nor the K
+    full-size maps are stored. Raises TypeError or ValueError naming the argument that is off.
+    """
+    sizes = checks.predictions(class_logits, mask_logits, region)
+    height, width = checks.output_size(size)
+    checks.one_of("order", order, ORDERS)
+    if dtype not in LABEL_DTYPES:
+        raise TypeError(f"dtype: expected one of {LABEL_DTYPES}, got {dtype}")
+    if sizes["K+1"] - 2 > torch.iinfo(dtype).max:
+        raise ValueError(
+            f"dtype: expected one that holds K-1 = {sizes['K+1'] - 2}, got {dtype}"
+            f" (up to {torch.iinfo(dtype).max})"
+        )
+    chosen = resolve("semantic_map", backend, mask_logits.device.type, mask_logits.dtype)
+    labels, scores = _semantic_map(
+        class_logits.detach(),
+        mask_logits.detach(),
+        height,
+        width,
+        order,
+        region,
+        dtype,
+        return_scores,
+        chosen,
+    )
+    return (labels, scores) if return_scores else labels
+
+
+def semantic_map_from_features(
+    class_logits: Tensor,
+    mask_queries: Tensor,
+    pixel_features: Tensor,
+    size: tuple[int, int],
+    *,
+    order: str = "maskformer",
+    region: Tensor | None = None,
+    dtype: torch.dtype = torch.int64,
+    return_scores: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`semantic_map` of `mask_logits(mask_queries [B, Q, C], pixel_features [B, C, h, w])`."""
+    return semantic_map(
+        class_logits,
+        compute_mask_logits(mask_queries.detach(), pixel_features.detach(), backend=backend),
+        size,
+        order=order,
+        region=region,
+        dtype=dtype,
+        return_scores=return_scores,
+        backend=backend,
+    )

@@ -1,0 +1,241 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from map_cases import assert_equal_off_ties, interpolate, is_tie, random_predictions
+
+from maskformer_fast.ops.mask_logits import mask_logits as compute_mask_logits
+from maskformer_fast.ops.semantic_map import (
+    ORDERS,
+    reference,
+    semantic_map,
+    semantic_map_from_features,
+)
+
+each_order = pytest.mark.parametrize("order", ORDERS)
+HALF = [torch.float16, torch.bfloat16]
+
+
+def full_scores(class_logits, mask_logits, size, order):
+    """[B, K, H, W] in float64, the formula typed plainly."""
+    probs = class_logits.double().softmax(-1)[..., :-1]
+    images = []
+    for p, x in zip(probs, mask_logits, strict=True):
+        if order == "maskformer":
+            images.append(torch.einsum("qk,qyx->kyx", p, interpolate(x, size).sigmoid()))
+        else:
+            images.append(interpolate(torch.einsum("qk,qyx->kyx", p, x.double().sigmoid()), size))
+    return torch.stack(images)
+
+
+@each_order
+def test_by_hand(order):
+    # two queries, certain of classes 1 and 0; the third is certain of "no object"
+    class_logits = torch.tensor([[[-99.0, 99, -99], [99.0, -99, -99], [-99.0, -99, 99]]])
+    mask_logits = torch.tensor([[[[9.0, -9]], [[-9.0, 9]], [[99.0, 99]]]])
+    labels, scores = semantic_map(
+        class_logits, mask_logits, (1, 2), order=order, return_scores=True
+    )
+    assert labels.tolist() == [[[1, 0]]]
+    assert labels.dtype == torch.int64
+    torch.testing.assert_close(scores, torch.full((1, 1, 2), 9.0).sigmoid())
+
+
+def test_orders_differ_where_the_sigmoid_comes_before_the_sampling():
+    # between the two cells: sigmoid((40 - 8) / 2) = 1 against (1 + 0) / 2, and a rival with 0.7
+    class_logits = torch.tensor([[[99.0, -99, -99], [-99.0, 99, -99]]])
+    mask_logits = torch.tensor([[[[40.0, -8]], [[0.85, 0.85]]]])
+    size = (1, 3)  # the middle pixel lies between the cells
+    assert semantic_map(class_logits, mask_logits, size).tolist() == [[[0, 0, 1]]]
+    transformers = semantic_map(class_logits, mask_logits, size, order="transformers")
+    assert transformers.tolist() == [[[0, 1, 1]]]
+
+
+@each_order
+def test_ties_go_to_the_lowest_class(order):
+    labels = semantic_map(torch.zeros(1, 2, 4), torch.randn(1, 2, 3, 3), (7, 7), order=order)
+    assert not labels.any()
+
+
+@each_order
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 3, 4, 6, 15, 17), (1, 1, 1, 1, 1, 5, 3), (2, 7, 9, 17, 16, 70, 33)], ids=str
+)
+def test_equals_the_plain_formula(shape, order):
+    *sizes, height, width = shape
+    class_logits, mask_logits = random_predictions(*sizes)
+    expected = full_scores(class_logits, mask_logits, (height, width), order)
+    for dtype in (torch.float32, torch.float64):
+        labels, scores = semantic_map(
+            class_logits.to(dtype),
+            mask_logits.to(dtype),
+            (height, width),
+            order=order,
+            return_scores=True,
+        )
+        torch.testing.assert_close(scores.double(), expected.amax(1), rtol=2e-6, atol=2e-6)
+        assert scores.dtype == dtype
+        for got, image in zip(labels, expected, strict=True):
+            assert_equal_off_ties(got, image.argmax(0), is_tie(image))
+
+
+@each_order
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_inputs_are_computed_in_float32_also_under_autocast(dtype, order):
+    class_logits, mask_logits = random_predictions(1, 4, 3, 5, 5, dtype=dtype)
+    expected = semantic_map(class_logits.float(), mask_logits.float(), (11, 9), order=order)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = semantic_map(class_logits, mask_logits, (11, 9), order=order)
+    assert torch.equal(got, expected)
+
+
+@each_order
+def test_region_of_whole_cells_equals_cropping(order):
+    class_logits, mask_logits = random_predictions(2, 5, 4, 8, 9)
+    region = torch.tensor([[6.0, 7.0], [8.0, 9.0]])
+    got = semantic_map(class_logits, mask_logits, (21, 25), order=order, region=region)
+    cropped = semantic_map(class_logits[:1], mask_logits[:1, :, :6, :7], (21, 25), order=order)
+    whole = semantic_map(class_logits[1:], mask_logits[1:], (21, 25), order=order)
+    assert torch.equal(got, torch.cat([cropped, whole]))
+
+
+@each_order
+def test_region_reads_no_cell_beyond_it(order):
+    class_logits, mask_logits = random_predictions(1, 5, 4, 8, 9)
+    region = torch.tensor([[5.5, 3.2]])
+    expected = semantic_map(class_logits, mask_logits, (30, 20), order=order, region=region)
+    mask_logits[:, :, 6:] = math.nan
+    mask_logits[..., 4:] = math.nan
+    got = semantic_map(class_logits, mask_logits, (30, 20), order=order, region=region)
+    assert torch.equal(got, expected)
+
+
+@each_order
+def test_a_query_with_nan_counts_for_nothing(order):
+    class_logits, mask_logits = random_predictions(1, 4, 3, 5, 5)
+    expected = semantic_map(class_logits[:, 1:], mask_logits[:, 1:], (9, 9), order=order)
+    class_logits[:, 0] = math.nan
+    assert torch.equal(semantic_map(class_logits, mask_logits, (9, 9), order=order), expected)
+    class_logits[:, 0] = 0
+    mask_logits[:, 0] = math.nan
+    assert torch.equal(semantic_map(class_logits, mask_logits, (9, 9), order=order), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+def test_label_dtypes(dtype):
+    class_logits, mask_logits = random_predictions(1, 4, 3, 5, 5)
+    got = semantic_map(class_logits, mask_logits, (9, 9), dtype=dtype)
+    assert got.dtype == dtype
+    assert torch.equal(got.long(), semantic_map(class_logits, mask_logits, (9, 9)))
+
+
+def test_largest_class_of_a_dtype():
+    masks = torch.zeros(1, 1, 1, 1)
+    class_logits = torch.zeros(1, 1, 257)
+    class_logits[..., 255] = 9
+    assert semantic_map(class_logits, masks, (1, 1), dtype=torch.uint8).item() == 255
+    with pytest.raises(ValueError, match=r"dtype: expected one that holds K-1 = 256.*uint8"):
+        semantic_map(torch.zeros(1, 1, 258), masks, (1, 1), dtype=torch.uint8)
+
+
+@each_order
+def test_from_features_equals_the_two_steps(order):
+    class_logits, _ = random_predictions(2, 4, 3, 1, 1)
+    queries, features = torch.randn(2, 4, 8), torch.randn(2, 8, 5, 6)
+    region = torch.tensor([[4.5, 6.0], [5.0, 3.0]])
+    logits = compute_mask_logits(queries, features)
+    options = {"order": order, "region": region, "dtype": torch.int16, "return_scores": True}
+    got = semantic_map_from_features(class_logits, queries, features, (9, 11), **options)
+    expected = semantic_map(class_logits, logits, (9, 11), **options)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+def test_no_images():
+    labels, scores = semantic_map(
+        torch.empty(0, 3, 5), torch.empty(0, 3, 2, 2), (4, 6), return_scores=True
+    )
+    assert labels.shape == scores.shape == (0, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"class_logits": None}, TypeError, "class_logits: expected a torch.Tensor"),
+        ({"class_logits": torch.zeros(2, 3)}, ValueError, r"class_logits: .*got \(2, 3\)"),
+        ({"class_logits": torch.zeros(2, 3, 1)}, ValueError, "class_logits: .*K.1 = 1"),
+        ({"class_logits": torch.zeros(2, 3, 5, dtype=torch.int32)}, TypeError, "class_logits"),
+        ({"mask_logits": torch.zeros(2, 4, 6, 7)}, ValueError, r"mask_logits: .*Q=3"),
+        ({"mask_logits": torch.zeros(2, 3, 0, 7)}, ValueError, r"mask_logits: .*>= 1"),
+        ({"mask_logits": torch.zeros(2, 3, 6, 7).double()}, TypeError, "mask_logits: .*float64"),
+        ({"size": (0, 4)}, ValueError, "size: expected"),
+        ({"size": (3,)}, ValueError, "size: expected"),
+        ({"order": "detectron2"}, ValueError, "order: .*'detectron2'"),
+        ({"dtype": torch.float32}, TypeError, "dtype: .*float32"),
+        ({"region": torch.zeros(2, 3)}, ValueError, "region: "),
+        ({"region": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "region: .*int64"),
+        ({"region": torch.tensor([[6.0, 7], [0, 7]])}, ValueError, r"region: .*\(0, 6\]"),
+        ({"region": torch.tensor([[6.0, 7], [6, 7.5]])}, ValueError, "region: .*7.5"),
+        ({"region": torch.tensor([[6.0, 7], [6, math.nan]])}, ValueError, "region: .*nan"),
+        ({"backend": "gpu"}, ValueError, "backend: "),
+    ],
+)
+def test_bad_input_is_named(change, error, message):
+    arguments = {
+        "class_logits": torch.zeros(2, 3, 5),
+        "mask_logits": torch.zeros(2, 3, 6, 7),
+        "size": (8, 9),
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        semantic_map(**arguments)
+
+
+def test_no_queries_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match="at least one query, got Q = 0"):
+        semantic_map(torch.zeros(2, 0, 5), torch.zeros(2, 0, 6, 7), (8, 9))
+
+
+def test_opcheck():
+    class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
+    op = torch.ops.maskformer_fast.semantic_map.default
+    for region, scores in ((None, True), (torch.tensor([[4.5, 6], [5, 1]]), False)):
+        arguments = (class_logits, mask_logits, 9, 8, "maskformer", region, torch.int16, scores)
+        torch.library.opcheck(op, (*arguments, "reference"))
+
+
+def test_compiles_without_graph_breaks_at_two_sizes():
+    compiled = torch.compile(semantic_map, fullgraph=True, backend="aot_eager")
+    for h, size in ((5, (9, 11)), (7, (20, 13))):
+        class_logits, mask_logits = random_predictions(2, 3, 4, h, 6)
+        region = torch.tensor([[4.5, 6.0], [5.0, 1.0]])
+        got = compiled(class_logits, mask_logits, size, region=region)
+        assert torch.equal(got, semantic_map(class_logits, mask_logits, size, region=region))
+
+
+def test_gives_no_gradient_and_leaves_its_inputs():
+    class_logits, mask_logits = random_predictions(1, 3, 4, 5, 6)
+    before = mask_logits.clone()
+    _, scores = semantic_map(class_logits.requires_grad_(), mask_logits, (8, 8), return_scores=True)
+    assert not scores.requires_grad
+    assert torch.equal(mask_logits, before)
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, n) for n in (2, 4, 4, 5, 5)]),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 12)),
+    order=st.sampled_from(ORDERS),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=40, deadline=None)
+def test_small_shapes(sizes, size, order, seed):
+    class_logits, mask_logits = random_predictions(*sizes, seed=seed)
+    arguments = (class_logits, mask_logits, *size, order, None, torch.int64, True)
+    labels, scores = reference(*arguments)
+    again = reference(*arguments)
+    assert torch.equal(labels, again[0])
+    assert torch.equal(scores, again[1])
+    for got, image in zip(labels, full_scores(class_logits, mask_logits, size, order), strict=True):
+        assert_equal_off_ties(got, image.argmax(0), is_tie(image), share=1)
