@@ -1,0 +1,227 @@
+"""Train MaskFormer, or the per-pixel baseline, on panoptic data in COCO format.
+
+    python examples/train.py --config examples/shapes.json --data scenes --out runs/shapes
+    torchrun --nproc-per-node 8 examples/train.py ...          # or: accelerate launch
+
+DATA holds train/, panoptic_train/, val/, panoptic_val/ and annotations/panoptic_{train,val}.json,
+as `python -m maskformer_fast.data.shapes DATA` writes it and as COCO is unpacked (with
+--train-split train2017 --val-split val2017). With --resume a run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from evaluate import evaluate
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from maskformer_fast import MaskFormer, MaskFormerConfig, PerPixelBaseline, Targets
+from maskformer_fast.data import transforms
+from maskformer_fast.data.coco_panoptic import CocoPanoptic
+from maskformer_fast.data.sample import PanopticSample
+
+LOG_EVERY = 20  # steps; a host read each
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", type=Path, required=True, help="MaskFormerConfig as JSON")
+    parser.add_argument("--data", type=Path, required=True, help="folder in COCO panoptic format")
+    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--val-split", default="val")
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and weights")
+    parser.add_argument("--model", choices=("maskformer", "per_pixel"), default="maskformer")
+    parser.add_argument("--backbone-weights", help="ImageNet weights: folder or hub id")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--steps", type=int, default=160_000)
+    parser.add_argument("--batch-size", type=int, default=16, help="of each process")
+    parser.add_argument("--learning-rate", type=float, default=6e-5)
+    parser.add_argument("--backbone-factor", type=float, default=1.0, help="of its learning rate")
+    parser.add_argument("--weight-decay", type=float, default=1e-2)
+    parser.add_argument("--warmup", type=int, default=1500, help="steps")
+    parser.add_argument("--clip", type=float, default=0.01, help="gradient norm")
+    parser.add_argument("--scale", type=float, nargs=2, default=(0.5, 2.0), metavar=("LOW", "HIGH"))
+    parser.add_argument("--crop", type=int, default=512, help="side in pixels")
+    parser.add_argument("--target-stride", type=int, default=1, help="train on every Nth pixel")
+    parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default="bf16")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--checkpoint-every", type=int, default=5000, help="steps")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+@dataclass
+class Run:
+    """What is trained, with its place in the run; the place is part of every checkpoint."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    loader: DataLoader
+    step: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        mixed_precision=arguments.precision,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+    set_seed(arguments.seed)
+    config = MaskFormerConfig.load(arguments.config)
+    run = prepare(accelerator, config, arguments)
+    if arguments.resume:
+        accelerator.load_state(str(arguments.out / "checkpoint"))
+    train(run, arguments)
+    if accelerator.is_main_process:
+        model = accelerator.unwrap_model(run.model).eval()
+        if isinstance(model, MaskFormer):
+            model.save_pretrained(arguments.out)
+        figures = evaluate(model, CocoPanoptic.from_split(arguments.data, arguments.val_split))
+        (arguments.out / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
+        print(json.dumps(figures))
+    accelerator.end_training()
+
+
+def prepare(
+    accelerator: Accelerator, config: MaskFormerConfig, arguments: argparse.Namespace
+) -> Run:
+    """Model, optimiser, schedule and data of a run that begins."""
+    model = build_model(arguments, config)
+    optimizer = torch.optim.AdamW(parameter_groups(model, arguments), lr=arguments.learning_rate)
+    loader = DataLoader(
+        CocoPanoptic.from_split(
+            arguments.data, arguments.train_split, transform=augmentation(arguments, config)
+        ),
+        arguments.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=arguments.workers,
+        persistent_workers=arguments.workers > 0,
+        collate_fn=partial(collate, arguments.target_stride, config),
+    )
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(poly, arguments))
+    run = Run(accelerator, model, optimizer, schedule, loader)
+    accelerator.register_for_checkpointing(run)
+    return run
+
+
+def build_model(arguments: argparse.Namespace, config: MaskFormerConfig) -> nn.Module:
+    model = MaskFormer(config) if arguments.model == "maskformer" else PerPixelBaseline(config)
+    if arguments.backbone_weights:
+        model.pixel_level.load_backbone(arguments.backbone_weights)
+    return model.to(memory_format=torch.channels_last)
+
+
+def parameter_groups(model: nn.Module, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """No weight decay on norms, biases and embeddings; the backbone has its own learning rate."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decays = parameter.dim() > 1 and not any(w in name for w in ("embeddings", "bias_table"))
+        in_backbone = name.startswith("pixel_level.backbone.")
+        groups.setdefault((decays, in_backbone), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": arguments.weight_decay if decays else 0.0,
+            "lr": arguments.learning_rate * (arguments.backbone_factor if in_backbone else 1.0),
+        }
+        for (decays, in_backbone), parameters in groups.items()
+    ]
+
+
+def poly(arguments: argparse.Namespace, step: int) -> float:
+    """Linear warm-up, then (1 - progress)^0.9."""
+    if step < arguments.warmup:
+        return (step + 1) / arguments.warmup
+    return (1 - min(step, arguments.steps) / (arguments.steps + 1)) ** 0.9
+
+
+def augmentation(arguments: argparse.Namespace, config: MaskFormerConfig) -> transforms.Compose:
+    return transforms.Compose(
+        transforms.RandomScale(config.short_side, tuple(arguments.scale)),
+        transforms.RandomCrop((arguments.crop, arguments.crop)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ColorJitter(),
+    )
+
+
+def collate(
+    stride: int, config: MaskFormerConfig, samples: list[PanopticSample]
+) -> tuple[Tensor, Targets]:
+    """pixel_values [B, 3, H, W] and targets, of every `stride`-th pixel."""
+    batch = transforms.collate(
+        samples,
+        mean=config.image_mean,
+        std=config.image_std,
+        size_divisor=config.size_divisor,
+        num_classes=config.num_labels,
+    )
+    targets = batch["targets"]
+    every = targets.segments[:, ::stride, ::stride].contiguous()
+    pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+    return pixel_values, replace(targets, segments=every)
+
+
+def train(run: Run, arguments: argparse.Namespace) -> None:
+    """Optimise until `steps`, with a checkpoint now and then and at the end."""
+    accelerator, log = run.accelerator, arguments.out / "log.jsonl"
+    progress = tqdm(
+        total=arguments.steps,
+        initial=run.step,
+        disable=not (accelerator.is_main_process and sys.stderr.isatty()),
+    )
+    batches = endless(run)
+    run.model.train()
+    while run.step < arguments.steps:
+        pixel_values, targets = next(batches)
+        loss = run.model(pixel_values, targets.to(accelerator.device)).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(run.model.parameters(), arguments.clip)
+        run.optimizer.step()
+        run.schedule.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+        progress.update()
+        if run.step % LOG_EVERY == 0 and accelerator.is_main_process:
+            entry = {"step": run.step, "loss": loss.item(), "rate": run.schedule.get_last_lr()[0]}
+            progress.set_postfix(loss=f"{entry['loss']:.3f}")
+            with log.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        if run.step % arguments.checkpoint_every == 0 or run.step == arguments.steps:
+            accelerator.save_state(str(arguments.out / "checkpoint"))
+
+
+def endless(run: Run) -> Iterator[tuple[Tensor, Targets]]:
+    """Batches of one epoch after the other, from where the run stands."""
+    epoch, done = divmod(run.step, len(run.loader))
+    while True:
+        run.loader.set_epoch(epoch)
+        yield from run.accelerator.skip_first_batches(run.loader, done) if done else run.loader
+        epoch, done = epoch + 1, 0
+
+
+if __name__ == "__main__":
+    main()
