@@ -323,5 +323,5 @@ def test_semantic_files_that_do_not_fit(semantic):
     with pytest.raises(ValueError, match="expected 2 rows x 3 columns, got 3 x 3"):
         dataset[0]
     (semantic[0] / "a.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no \.jpg or \.png pictures"):
+    with pytest.raises(FileNotFoundError, match="no pictures"):
         SemanticPng(*semantic, 5)

@@ -1,0 +1,41 @@
+"""A configuration small enough for tests, and batches that fit it."""
+
+import torch
+from op_cases import random_targets
+from torch import Tensor
+
+from maskformer_fast import MaskFormerConfig, Targets
+
+CLASSES = 4
+
+
+def small_config(**changes) -> MaskFormerConfig:
+    values = {
+        "num_labels": CLASSES,
+        "thing_classes": [2, 3],
+        "backbone": "resnet",
+        "backbone_config": {
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [8, 8, 16, 16],
+            "embedding_size": 8,
+            "layer_type": "basic",
+        },
+        "feature_size": 32,
+        "mask_feature_size": 16,
+        "num_queries": 6,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "feedforward_size": 32,
+        "decoder_layers": 3,
+        "encoder_layers": 1,
+        "dropout": 0.0,
+        "short_side": 64,
+        "long_side": 128,
+    }
+    return MaskFormerConfig(**(values | changes))
+
+
+def small_batch(counts: list[int], size: tuple[int, int] = (64, 64)) -> tuple[Tensor, Targets]:
+    """Images [B, 3, H, W] and targets in the `segments` form."""
+    pixel_values = torch.randn(len(counts), 3, *size, generator=torch.Generator().manual_seed(0))
+    return pixel_values, random_targets(counts, size, num_classes=CLASSES, masks=False)

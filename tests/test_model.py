@@ -1,0 +1,200 @@
+"""MaskFormer as a module: shapes, output, laziness, supervision, saving, compile, errors."""
+
+import pytest
+import torch
+from small_models import CLASSES, small_batch, small_config
+from torch import nn
+
+from maskformer_fast import MaskFormer, MaskFormerConfig, PerPixelBaseline, Targets
+from maskformer_fast.model.per_pixel import semantic_labels
+from maskformer_fast.ops import mask_logits
+
+
+@pytest.fixture(scope="module")
+def model() -> MaskFormer:
+    torch.manual_seed(0)
+    return MaskFormer(small_config()).eval()
+
+
+@pytest.mark.parametrize("decoder", ["fpn", "transformer_fpn"])
+@pytest.mark.parametrize("size", [(64, 64), (50, 83), (33, 32)])
+def test_shapes_at_any_size(decoder, size):
+    model = MaskFormer(small_config(pixel_decoder=decoder)).eval()
+    output = model(torch.randn(2, 3, *size))
+    h, w = (-(-side // 4) for side in size)
+    assert output.class_queries_logits.shape == (2, 6, CLASSES + 1)
+    assert output.masks_queries_logits.shape == (2, 6, h, w)
+    assert output.pixel_features.shape == (2, 16, h, w)
+    assert output.loss is None
+
+
+def test_masks_are_computed_on_first_use_only(model):
+    output = model(torch.randn(1, 3, 64, 64))
+    assert output._masks is None and output.auxiliary is None
+    first = output.masks_queries_logits
+    assert output.masks_queries_logits is first
+    assert first.equal(mask_logits(output.mask_queries, output.pixel_features))
+
+
+def test_evaluation_decodes_the_last_layer_only_unless_a_loss_is_wanted(model):
+    pixel_values, targets = small_batch([2, 1])
+    shapes = []
+    hook = model.segmentation.register_forward_hook(lambda _, i, o: shapes.append(o[0].shape[0]))
+    assert model(pixel_values).auxiliary is None
+    output = model(pixel_values, targets)
+    hook.remove()
+    assert shapes == [1, 3]
+    assert output.auxiliary.class_logits.shape == (3, 2, 6, CLASSES + 1)
+    assert output.auxiliary.mask_queries[-1].equal(output.mask_queries)
+
+
+def test_the_loss_sums_over_layers_only_with_deep_supervision():
+    pixel_values, targets = small_batch([2, 1])
+    torch.manual_seed(0)
+    deep = MaskFormer(small_config()).train()
+    torch.manual_seed(0)
+    shallow = MaskFormer(small_config(deep_supervision=False)).train()
+    losses = [m(pixel_values, targets).losses["loss_dice"] for m in (deep, shallow)]
+    assert [len(loss) for loss in losses] == [3, 1]
+    torch.testing.assert_close(losses[0][-1:], losses[1])
+
+
+def test_the_list_form_of_transformers_gives_the_same_loss(model):
+    pixel_values, targets = small_batch([2, 1])
+    masks = [targets.segments[b] == torch.arange(n)[:, None, None] for b, n in ((0, 2), (1, 1))]
+    labels = [targets.labels[0], targets.labels[1, :1]]
+    expected = model(pixel_values, targets).loss
+    got = model(pixel_values=pixel_values, mask_labels=masks, class_labels=labels).loss
+    torch.testing.assert_close(got, expected)
+
+
+def test_output_by_key_index_and_tuple(model):
+    pixel_values, targets = small_batch([1])
+    output = model(pixel_values)
+    assert output[0] is output["class_queries_logits"] is output.class_queries_logits
+    assert output[1] is output["masks_queries_logits"]
+    assert "loss" not in output and "region" not in list(output)
+    with pytest.raises(KeyError, match="loss"):
+        output["loss"]
+    trained = model(pixel_values, targets)
+    assert trained[0] is trained.loss and trained.to_tuple()[0] is trained.loss
+    assert trained[:2][1] is trained.class_queries_logits
+    assert dict(zip(trained.keys(), trained.to_tuple(), strict=True))["losses"] is trained.losses
+
+
+def test_pixel_mask_gives_the_region_of_each_image(model):
+    pixel_mask = torch.zeros(2, 64, 96, dtype=torch.bool)
+    pixel_mask[0, :64, :96] = True
+    pixel_mask[1, :30, :50] = True
+    output = model(torch.randn(2, 3, 64, 96), pixel_mask=pixel_mask)
+    assert output.region.tolist() == [[16.0, 24.0], [7.5, 12.5]]
+
+
+def test_every_parameter_gets_a_gradient():
+    model = MaskFormer(small_config(pixel_decoder="transformer_fpn")).train()
+    model(*small_batch([2, 1])).loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_training_overfits_one_batch():
+    torch.manual_seed(0)
+    options = {"norm": "batch", **small_config().backbone_config}
+    model = MaskFormer(small_config(backbone_config=options)).train()
+    pixel_values = torch.zeros(1, 3, 64, 64)
+    pixel_values[..., 20:50, 20:50] = 1.0
+    segments = torch.zeros(64, 64, dtype=torch.long)
+    segments[20:50, 20:50] = 1
+    targets = Targets.from_segments([segments], [torch.tensor([0, 2])], num_classes=CLASSES)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    first = model(pixel_values, targets).loss.item()
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = model(pixel_values, targets).loss
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < first / 3
+
+
+def test_bfloat16_autocast_trains():
+    model = MaskFormer(small_config()).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(*small_batch([2, 1])).loss
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_model_and_loss_compile_without_a_graph_break(model):
+    pixel_values, targets = small_batch([2, 1])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        compiled(pixel_values, targets).loss, model(pixel_values, targets).loss
+    )
+
+
+def test_save_and_load_give_the_same_model(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"config.json", "model.safetensors"}
+    loaded = MaskFormer.from_pretrained(tmp_path)
+    assert loaded.config == model.config and not loaded.training
+    pixel_values = torch.randn(1, 3, 64, 64)
+    assert loaded(pixel_values).class_queries_logits.equal(model(pixel_values).class_queries_logits)
+
+
+def test_config_round_trip_and_errors(tmp_path):
+    config = small_config(id2label={0: "sky", 1: "grass"})
+    config.save(tmp_path / "config.json")
+    assert MaskFormerConfig.load(tmp_path / "config.json") == config
+    with pytest.raises(ValueError, match="unknown names"):
+        MaskFormerConfig.from_dict({"queries": 3})
+    for change, message in (
+        ({"pixel_decoder": "unet"}, "pixel_decoder: expected one of"),
+        ({"feature_size": 40}, "feature_size: expected a multiple of 32, got 40"),
+        ({"num_heads": 3}, "hidden_size: expected a multiple of num_heads = 3"),
+        ({"thing_classes": [4]}, r"thing_classes: expected labels in \[0, 4\), got \[4\]"),
+        ({"num_queries": 0}, "num_queries: expected at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small_config(**change)
+
+
+def test_bad_input_is_named(model):
+    images, targets = small_batch([1])
+    masks, labels = [torch.ones(1, 64, 64)], [torch.tensor([CLASSES])]
+    for arguments, message in (
+        ({"pixel_values": images[0]}, r"pixel_values: expected shape \[B, 3, H, W\]"),
+        ({"mask_labels": masks}, "expected both or neither"),
+        ({"targets": targets, "mask_labels": masks, "class_labels": labels}, "got both"),
+        ({"mask_labels": masks, "class_labels": labels}, r"class_labels|labels in \[0, 4\)"),
+        ({"pixel_mask": torch.ones(64, 64)}, r"pixel_mask: expected shape \[B, H, W\]"),
+        ({"targets": small_batch([1, 1])[1]}, "targets: expected 1 images, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(**({"pixel_values": images} | arguments))
+
+
+def test_per_pixel_baseline_learns_and_ignores_void():
+    baseline = PerPixelBaseline(small_config())
+    pixel_values, targets = small_batch([2, 1])
+    output = baseline(pixel_values, targets)
+    assert output.logits.shape == (2, CLASSES, 16, 16)
+    output.loss.backward()
+    assert baseline.classifier.weight.grad.abs().sum() > 0
+    assert baseline.semantic(pixel_values).shape == (2, 64, 64)
+    labels = semantic_labels(targets)
+    assert labels[targets.segments < 0].eq(-1).all()
+    assert labels[0][targets.segments[0] == 1].eq(targets.labels[0, 1]).all()
+
+
+def test_backbone_of_the_configuration_is_used():
+    assert isinstance(MaskFormer(small_config()).pixel_level.backbone, nn.Module)
+    swin = small_config(
+        backbone="swin",
+        backbone_config={
+            "embed_dim": 8,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 1, 2, 2],
+            "window_size": 4,
+        },
+    )
+    assert MaskFormer(swin)(torch.randn(1, 3, 40, 52)).masks_queries_logits.shape[2:] == (10, 13)
