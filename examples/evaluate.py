@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -35,22 +35,36 @@ def evaluate(model: MaskFormer | PerPixelBaseline, dataset: CocoPanoptic) -> dic
     Every image is predicted alone at its own size, with the defaults of post_process.py. Void and
     crowd pixels are not counted.
     """
-    num_labels, things = model.config.num_labels, set(dataset.thing_classes)
-    stuff = set(range(num_labels)) - things
+    num_labels = model.config.num_labels
     iou = MulticlassJaccardIndex(num_labels, ignore_index=VOID)
-    quality = PanopticQuality(
-        things, stuff, allow_unknown_preds_category=True, return_sq_and_rq=True
-    )
+    quality = panoptic_quality(num_labels, dataset.thing_classes)
     for semantic, panoptic, labels, instances in predictions(model, dataset):
         iou.update(semantic[None], labels[None])
         if panoptic is not None:
-            truth = torch.stack([labels.where(labels != VOID, num_labels), instances], dim=2)
-            quality.update(panoptic[None], truth[None])
+            quality.update(panoptic[None], torch.stack([labels, instances], dim=2)[None])
     figures = {"images": len(dataset), "miou": iou.compute().item()}
     if isinstance(model, MaskFormer):
-        pq, sq, rq = quality.compute().tolist()
-        figures |= {"pq": pq, "sq": sq, "rq": rq}
+        figures |= mean_over_classes(quality, num_labels)
     return figures
+
+
+def panoptic_quality(num_labels: int, thing_classes: Collection[int]) -> PanopticQuality:
+    """The metric, with predicted void as a class of its own, `num_labels`.
+
+    torchmetrics would leave truth that lies under predicted void out of the count, as it does
+    with predictions over void in the truth; predicting nothing must not be free.
+    """
+    things = set(thing_classes)
+    stuff = set(range(num_labels + 1)) - things
+    return PanopticQuality(things, stuff, return_sq_and_rq=True, return_per_class=True)
+
+
+def mean_over_classes(quality: PanopticQuality, num_labels: int) -> dict[str, float]:
+    """PQ, SQ and RQ: means over the classes that occur in the truth or in a prediction."""
+    column = [quality.cat_id_to_continuous_id[label] for label in range(num_labels)]
+    seen = quality.true_positives + quality.false_positives + quality.false_negatives > 0
+    figures = quality.compute()[column][seen[column]].mean(0)
+    return dict(zip(("pq", "sq", "rq"), figures.tolist(), strict=True))
 
 
 @torch.inference_mode()

@@ -13,18 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import set_seed
 from evaluate import evaluate
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskformer_fast import MaskFormer, MaskFormerConfig, PerPixelBaseline, Targets
@@ -46,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbone-weights", help="ImageNet weights: folder or hub id")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--steps", type=int, default=160_000)
+    parser.add_argument("--stop-after", type=int, help="stop there, to go on with --resume")
     parser.add_argument("--batch-size", type=int, default=16, help="of each process")
     parser.add_argument("--learning-rate", type=float, default=6e-5)
     parser.add_argument("--backbone-factor", type=float, default=1.0, help="of its learning rate")
@@ -60,6 +61,31 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint-every", type=int, default=5000, help="steps")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
+
+
+class Stream(Dataset[PanopticSample]):
+    """`length` samples of a data set, epoch after epoch, each epoch in an order of its own.
+
+    Order and augmentation of sample p follow from (seed, p) alone, whatever the number of workers
+    and wherever a run was interrupted.
+    """
+
+    def __init__(self, dataset: CocoPanoptic, seed: int, length: int) -> None:
+        self.dataset, self.seed, self.length = dataset, seed, length
+        self.order = lru_cache(2)(self._order)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> PanopticSample:
+        epoch, place = divmod(position, len(self.dataset))
+        [seed] = np.random.SeedSequence([self.seed, position]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed))
+            return self.dataset[int(self.order(epoch)[place])]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
 
 
 @dataclass
@@ -84,10 +110,7 @@ class Run:
 def main() -> None:
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
-        mixed_precision=arguments.precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
-    )
+    accelerator = Accelerator(mixed_precision=arguments.precision)
     set_seed(arguments.seed)
     config = MaskFormerConfig.load(arguments.config)
     run = prepare(accelerator, config, arguments)
@@ -109,14 +132,13 @@ def prepare(
 ) -> Run:
     """Model, optimiser, schedule and data of a run that begins."""
     model = build_model(arguments, config)
+    transform = augmentation(arguments, config)
+    dataset = CocoPanoptic.from_split(arguments.data, arguments.train_split, transform=transform)
+    length = arguments.steps * arguments.batch_size * accelerator.num_processes
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments), lr=arguments.learning_rate)
     loader = DataLoader(
-        CocoPanoptic.from_split(
-            arguments.data, arguments.train_split, transform=augmentation(arguments, config)
-        ),
+        Stream(dataset, arguments.seed, length),
         arguments.batch_size,
-        shuffle=True,
-        drop_last=True,
         num_workers=arguments.workers,
         persistent_workers=arguments.workers > 0,
         collate_fn=partial(collate, arguments.target_stride, config),
@@ -193,9 +215,10 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
         initial=run.step,
         disable=not (accelerator.is_main_process and sys.stderr.isatty()),
     )
-    batches = endless(run)
+    batches = iter(accelerator.skip_first_batches(run.loader, run.step))
+    last = min(arguments.steps, arguments.stop_after or arguments.steps)
     run.model.train()
-    while run.step < arguments.steps:
+    while run.step < last:
         pixel_values, targets = next(batches)
         loss = run.model(pixel_values, targets.to(accelerator.device)).loss
         accelerator.backward(loss)
@@ -210,17 +233,8 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
             progress.set_postfix(loss=f"{entry['loss']:.3f}")
             with log.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
-        if run.step % arguments.checkpoint_every == 0 or run.step == arguments.steps:
+        if run.step % arguments.checkpoint_every == 0 or run.step == last:
             accelerator.save_state(str(arguments.out / "checkpoint"))
-
-
-def endless(run: Run) -> Iterator[tuple[Tensor, Targets]]:
-    """Batches of one epoch after the other, from where the run stands."""
-    epoch, done = divmod(run.step, len(run.loader))
-    while True:
-        run.loader.set_epoch(epoch)
-        yield from run.accelerator.skip_first_batches(run.loader, done) if done else run.loader
-        epoch, done = epoch + 1, 0
 
 
 if __name__ == "__main__":
