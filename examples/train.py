@@ -57,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--crop", type=int, default=512, help="side in pixels")
     parser.add_argument("--target-stride", type=int, default=1, help="train on every Nth pixel")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default="bf16")
+    parser.add_argument("--save-half", action="store_true", help="round the weights to float16")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--checkpoint-every", type=int, default=5000, help="steps")
     parser.add_argument("--seed", type=int, default=0)
@@ -119,8 +120,11 @@ def main() -> None:
     train(run, arguments)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(run.model).eval()
+        if arguments.save_half:
+            model.half()
         if isinstance(model, MaskFormer):
             model.save_pretrained(arguments.out)
+        model.float()
         figures = evaluate(model, CocoPanoptic.from_split(arguments.data, arguments.val_split))
         (arguments.out / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
         print(json.dumps(figures))

@@ -97,14 +97,16 @@ def predict(
 
 
 def write_prediction(
-    prediction: Prediction, image: Picture, folder: Path, name: str, file: str
+    prediction: Prediction, image: Picture, folder: str | Path, name: str, file: str
 ) -> dict[str, Any]:
-    """Write `name`.overlay.png, `name`.map.png and `name`.json into `folder`.
+    """Write `name`.overlay.png, `name`.map.png and `name`.json into `folder`, made if need be.
 
     The map holds ids as COCO panoptic does, id = R + 256 G + 65536 B; for "semantic" classes as
     grey of 8 bits, of 16 where one is above 255. Returns what the JSON says of `file`.
     """
     task, segmentation, segments = prediction
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     height, width = segmentation.shape
     document = {
         "file": file,

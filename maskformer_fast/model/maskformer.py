@@ -76,7 +76,13 @@ class SegmentationModule(nn.Module):
         return self.classifier(queries), last(second(first(queries).relu()).relu())
 
 
-class MaskFormer(nn.Module, PyTorchModelHubMixin):
+class MaskFormer(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="maskformer_fast",
+    pipeline_tag="image-segmentation",
+    tags=["maskformer", "panoptic-segmentation"],
+):
     """MaskFormer as a module: images in, pairs of class distribution and mask out.
 
         model = MaskFormer.from_pretrained("folder or hub id")
