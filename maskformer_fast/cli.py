@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from maskformer_fast import MaskFormer, __version__, checkpoints
+from maskformer_fast import MaskFormer, __version__
 from maskformer_fast.checkpoints.files import find_folder
 from maskformer_fast.images import pictures_in, read_rgb
 from maskformer_fast.info import info
@@ -25,7 +25,7 @@ from maskformer_fast.ops.panoptic_map import DIALECTS
 from maskformer_fast.predict import TASKS, default_weights, predict, write_prediction
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
-FAILURES = (OSError, ValueError, MemoryError, torch.OutOfMemoryError)  # of one picture, or of all
+FAILURES = (OSError, ValueError, MemoryError, RuntimeError)  # of one picture, or of all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,7 +110,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     _refuse_file(options.folder)
-    checkpoints.convert(options.file, options.folder)
+    MaskFormer.from_detectron2(options.file).save_pretrained(options.folder)
     print(options.folder)
     return OK
 
@@ -121,7 +121,10 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text}")
     return value
@@ -136,7 +139,7 @@ def _model(weights: str) -> MaskFormer:
     folder = find_folder(weights)
     try:
         return MaskFormer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: a configuration of odd types
+    except Exception as error:  # a configuration of odd values may fail anywhere
         raise ValueError(f"{folder}: cannot be loaded ({error})") from error
 
 

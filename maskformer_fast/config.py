@@ -8,6 +8,20 @@ from pathlib import Path
 from typing import Any
 
 MODEL_TYPE = "maskformer_fast"
+AT_LEAST_ONE = (
+    "num_labels",
+    "feature_size",
+    "mask_feature_size",
+    "num_queries",
+    "hidden_size",
+    "num_heads",
+    "feedforward_size",
+    "decoder_layers",
+    "encoder_layers",
+    "size_divisor",
+    "short_side",
+    "long_side",
+)
 PIXEL_DECODERS = ("fpn", "transformer_fpn")
 
 
@@ -63,10 +77,15 @@ class MaskFormerConfig:
     long_side: int = 2048
 
     def __post_init__(self) -> None:
+        if not isinstance(self.id2label, dict):
+            raise ValueError(f"id2label: expected names by label, got {self.id2label!r}")
         self.id2label = {int(label): name for label, name in self.id2label.items()}
-        for name in ("num_labels", "num_queries", "decoder_layers", "size_divisor", "short_side"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in AT_LEAST_ONE:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a share in [0, 1), got {self.dropout}")
         if self.pixel_decoder not in PIXEL_DECODERS:
             raise ValueError(
                 f"pixel_decoder: expected one of {PIXEL_DECODERS}, got {self.pixel_decoder!r}"
@@ -78,6 +97,8 @@ class MaskFormerConfig:
                 f"hidden_size: expected a multiple of num_heads = {self.num_heads},"
                 f" got {self.hidden_size}"
             )
+        if self.hidden_size % 4 != 0:  # sine and cosine, of rows and of columns
+            raise ValueError(f"hidden_size: expected a multiple of 4, got {self.hidden_size}")
         outside = [label for label in self.thing_classes if not 0 <= label < self.num_labels]
         if outside:
             raise ValueError(

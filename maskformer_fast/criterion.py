@@ -22,8 +22,9 @@ class MaskFormerCriterion(nn.Module):
     cross_entropy  weighted mean over all queries; "no object" has weight `no_object_weight`
     focal, dice    sums over the matched pairs, divided by the number of targets (at least 1)
 
-    Both denominators count the targets of all processes and are divided by the number of
-    processes, so that the gradients, averaged over processes, are those of the whole batch.
+    Both denominators count the targets of all processes, at least 1 in all, and are then divided by
+    the number of processes, so that the gradients, averaged over processes, are those of the
+    whole batch.
     The same weights weigh the matching cost. `ignore_void` leaves void pixels out of cost and loss.
 
     (Cheng et al., "Per-Pixel Classification is Not All You Need for Semantic Segmentation", 2021.)
@@ -65,11 +66,13 @@ class MaskFormerCriterion(nn.Module):
 
         Names: loss_cross_entropy, loss_mask, loss_dice. Raises what the ops raise.
         """
+        if not isinstance(targets, Targets):
+            raise TypeError(f"targets: expected Targets, got {type(targets).__name__}")
         if targets.labels.shape[1] == 0:  # one padding row, so that every parameter is reached
             targets = targets.padded(1)
         query_of_target = self.match(class_logits, mask_queries, pixel_features, targets)
         matched = query_of_target >= 0  # [L, B, T]
-        num_masks = _mean_over_processes(targets.num_targets.sum().float()).clamp(min=1)
+        num_masks = _share_of_total(targets.num_targets.sum().float(), least=1.0)
         losses = {
             "loss_cross_entropy": self._classification(class_logits, query_of_target, targets)
         }
@@ -124,7 +127,8 @@ class MaskFormerCriterion(nn.Module):
         weights = self.label_weights.to(logits.dtype)
         entropy = F.cross_entropy(logits.reshape(-1, classes), wanted, weights, reduction="none")
         total_weight = weights[wanted].reshape(layers, -1).sum(1)
-        return entropy.reshape(layers, -1).sum(1) / _mean_over_processes(total_weight)
+        least = torch.finfo(logits.dtype).tiny  # "no object" may weigh nothing
+        return entropy.reshape(layers, -1).sum(1) / _share_of_total(total_weight, least)
 
 
 def _matched_mask_logits(mask_queries: Tensor, pixel_features: Tensor, index: Tensor) -> Tensor:
@@ -136,10 +140,10 @@ def _matched_mask_logits(mask_queries: Tensor, pixel_features: Tensor, index: Te
     return logits.unflatten(1, (layers, t)).transpose(0, 1).flatten(0, 1)
 
 
-def _mean_over_processes(value: Tensor) -> Tensor:
-    """The sum over all processes divided by their number, without waiting for it."""
+def _share_of_total(value: Tensor, least: float) -> Tensor:
+    """The sum over all processes, at least `least`, divided by their number; no host read."""
     if not (dist.is_available() and dist.is_initialized()):
-        return value
+        return value.clamp(min=least)
     total = value.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total.clamp(min=least) / dist.get_world_size()

@@ -70,6 +70,7 @@ def predict(
 ) -> list[Prediction]:
     """Predict every image at its own size.
 
+    model              in evaluation mode
     images             RGB of any sizes, as [H, W, 3] uint8 or PIL; they make one batch, padded to
                        the largest, on the model's device
     task               "panoptic", "semantic" or "instance"
@@ -80,6 +81,8 @@ def predict(
     Raises TypeError or ValueError naming the argument that is off.
     """
     one_of("task", task, TASKS)
+    if model.training:
+        raise ValueError("model: expected one in evaluation mode, call model.eval() first")
     pixel_values, pixel_mask, sizes = preprocess(images, model.config)
     device = next(model.parameters()).device
     output: MaskFormerOutput = model(pixel_values.to(device), pixel_mask=pixel_mask.to(device))

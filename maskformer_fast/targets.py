@@ -22,7 +22,8 @@ class Targets:
     num_targets  [B] int32           rows of an image past it are padding
     and exactly one of
     segments     [B, H, W] int16     index of the pixel's target, -1 for void or padding
-    masks        [B, T, H, W] bool   targets may overlap; a pixel that none covers is void
+    masks        [B, T, H, W] bool   targets may overlap; a pixel that none covers is void;
+                                     padding rows are empty
 
     Build it with `from_segments`, `from_masks` or `from_panoptic`, which check their input:
     on the CPU, labels outside [0, num_classes) and indices outside the targets are refused with the
@@ -45,6 +46,9 @@ class Targets:
             _expect("segments", self.segments, (b, h, w), torch.int16)
         if self.masks is not None:
             _expect("masks", self.masks, (b, t, h, w), torch.bool)
+        devices = {x.device for x in (self.labels, self.num_targets, self.pixels)}
+        if len(devices) > 1:
+            raise ValueError(f"Targets: expected all tensors on one device, got {devices}")
 
     @property
     def pixels(self) -> Tensor:
@@ -110,6 +114,7 @@ class Targets:
         padded_labels, num_targets = _pad_labels(labels, len(segments), num_classes, pad_to)
         for image, (index_map, label) in enumerate(zip(segments, labels, strict=True)):
             _shape(f"segments[{image}]", index_map, 2)
+            _whole_numbers(f"segments[{image}]", index_map)
             if index_map.device.type != "cpu" or index_map.numel() == 0:
                 continue
             if int(index_map.max()) >= len(label):
@@ -183,14 +188,17 @@ class Targets:
                 f" got {len(segments_info)}"
             )
         segments, labels = [], []
-        for ids, infos in zip(id_map, segments_info, strict=True):
-            present = set(ids.unique().tolist())
+        for image, (ids, infos) in enumerate(zip(id_map, segments_info, strict=True)):
+            if any("id" not in info or "category_id" not in info for info in infos):
+                raise ValueError(f"segments_info[{image}]: expected id and category_id in each")
+            present = set(ids.unique().tolist()) - {0}
             kept = [i for i in infos if not i.get("iscrowd") and i["id"] in present]
             indices = torch.full(ids.shape, VOID, dtype=torch.int64, device=ids.device)
             for index, info in enumerate(kept):
                 indices[ids == info["id"]] = index
             segments.append(indices)
-            labels.append(torch.tensor([info["category_id"] for info in kept], dtype=torch.int64))
+            label = torch.tensor([info["category_id"] for info in kept], dtype=torch.int64)
+            labels.append(label.to(ids.device))
         return cls.from_segments(
             segments, labels, num_classes=num_classes, size=size, pad_to=pad_to
         )
@@ -202,6 +210,11 @@ def _shape(name: str, value: Tensor, dims: int) -> tuple[int, ...]:
     if value.dim() != dims:
         raise ValueError(f"{name}: expected {dims} dimensions, got shape {tuple(value.shape)}")
     return tuple(value.shape)
+
+
+def _whole_numbers(name: str, value: Tensor) -> None:
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an integer dtype, got {value.dtype}")
 
 
 def _expect(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -221,8 +234,7 @@ def _pad_labels(
         )
     for image, label in enumerate(labels):
         _shape(f"labels[{image}]", label, 1)
-        if label.is_floating_point() or label.dtype == torch.bool:
-            raise TypeError(f"labels[{image}]: expected an integer dtype, got {label.dtype}")
+        _whole_numbers(f"labels[{image}]", label)
         if label.device.type == "cpu" and len(label):
             low, high = int(label.min()), int(label.max())
             if low < 0 or (num_classes is not None and high >= num_classes):

@@ -225,9 +225,22 @@ def test_detectron2_files_convert(model, tmp_path, suffix):
         path.write_bytes(pickle.dumps({"model": arrays, "__author__": "third_party"}))
     else:
         torch.save({"model": named, "iteration": 3}, path)
-    config = checkpoints.convert(path, tmp_path / "out", thing_classes=[1], dropout=0.0)
-    assert config.thing_classes == [1]
+    converted = MaskFormer.from_detectron2(path, thing_classes=[1], dropout=0.0)
+    assert converted.config.thing_classes == [1]
+    converted.save_pretrained(tmp_path / "out")
     assert_same_outputs(MaskFormer.from_pretrained(tmp_path / "out"), model)
+
+
+@pytest.mark.parametrize(
+    "missing", ["predictor.class_embed.bias", "pixel_decoder.layer_3.weight", "layer_4.norm.bias"]
+)
+def test_incomplete_detectron2_files_are_refused(model, tmp_path, missing):
+    named, _ = DETECTRON2.from_ours(model.state_dict())
+    kept = {name: tensor for name, tensor in named.items() if not name.endswith(missing)}
+    assert len(kept) == len(named) - 1
+    torch.save({"model": kept}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights.pth: does not fit the model; missing: .*near"):
+        MaskFormer.from_detectron2(tmp_path / "weights.pth")
 
 
 def test_detectron2_names_of_the_first_release(model):
@@ -372,14 +385,14 @@ def test_torch_files_are_read_without_execution(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(buffer.getvalue())
     with pytest.raises(ValueError, match=r"weights.pth: expected weights saved by torch.save"):
-        checkpoints.convert(path, tmp_path / "out")
+        checkpoints.read_detectron2(path)
 
 
 def test_files_that_convert_cannot_read_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"expected a .pkl or .pth file"):
-        checkpoints.convert(tmp_path / "weights.bin", tmp_path / "out")
+        checkpoints.read_detectron2(tmp_path / "weights.bin")
     with pytest.raises(ValueError, match="no such file"):
-        checkpoints.convert(tmp_path / "weights.pkl", tmp_path / "out")
+        checkpoints.read_detectron2(tmp_path / "weights.pkl")
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))
     with pytest.raises(ValueError, match="expected a dictionary of weights"):
-        checkpoints.convert(tmp_path / "list.pkl", tmp_path / "out")
+        checkpoints.read_detectron2(tmp_path / "list.pkl")

@@ -265,8 +265,28 @@ def test_predict_refuses(model):
         predict(model, [np.zeros((4, 4, 3), np.uint8)], "depth")
 
 
-def test_default_weights_are_in_the_package():
-    assert default_weights().parent.name == "weights"
+def test_default_weights_are_in_the_package_and_small():
+    assert (default_weights() / "model.safetensors").stat().st_size < 8e6
+    model = MaskFormer.from_pretrained(default_weights())
+    assert len(model.config.id2label) == model.config.num_labels == 10
+
+
+def test_predict_refuses_a_model_in_training_mode():
+    with pytest.raises(ValueError, match="model: expected one in evaluation mode"):
+        predict(small_model().train(), [np.zeros((4, 4, 3), np.uint8)])
+
+
+def test_errors_of_the_environment_are_told_without_a_traceback(capsys, monkeypatch, tmp_path):
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    assert main(["convert", str(tmp_path / "junk.pth"), str(tmp_path / "out")]) == FAILED
+    assert "junk.pth: expected weights saved by torch.save" in capsys.readouterr().err
+    monkeypatch.setenv("MASKFORMER_FAST_BACKEND", "triton")
+    Image.new("RGB", (40, 40)).save(tmp_path / "p.png")
+    weights = tmp_path / "weights"
+    small_model().save_pretrained(weights)
+    arguments = [str(tmp_path / "p.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main(["predict", *arguments]) == FAILED
+    assert "backend 'triton' cannot run" in capsys.readouterr().err
 
 
 def test_as_a_program(pictures, weights, tmp_path):

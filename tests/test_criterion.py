@@ -151,6 +151,18 @@ def test_nan_logits_match_without_an_error():
     assert (matched != 2).all() and len(set(matched.flatten().tolist())) == 4
 
 
+def test_no_object_may_weigh_nothing():
+    criterion = MaskFormerCriterion(CLASSES, no_object_weight=0)
+    targets = random_targets([0], (24, 20), num_classes=CLASSES, masks=False)
+    assert criterion(*predictions(1, 1), targets)[0] == 0
+
+
+def test_a_label_beyond_the_classes_is_refused():
+    targets = Targets.from_segments([torch.zeros(24, 20, dtype=torch.long)], [tensor([CLASSES])])
+    with pytest.raises(ValueError, match=rf"targets: expected labels in \[0, {CLASSES}\)"):
+        MaskFormerCriterion(CLASSES)(*predictions(1, 1), targets)
+
+
 def test_half_precision_predictions_give_a_float32_loss():
     class_logits, queries, features = (t.bfloat16() for t in predictions(2, 2))
     targets = random_targets([4, 2], (24, 20), num_classes=CLASSES, masks=False)
@@ -183,9 +195,9 @@ class Linear(nn.Module):
         return self.criterion(self.classes(queries), self.masks(queries), features, targets)[0]
 
 
-def four_images():
+def four_images(counts: list[int]):
     _, queries, features = predictions(2, 4)
-    targets = random_targets([5, 1, 0, 2], (24, 20), num_classes=CLASSES, masks=False)
+    targets = random_targets(counts, (24, 20), num_classes=CLASSES, masks=False)
     return queries.detach(), features.detach(), targets
 
 
@@ -193,29 +205,33 @@ def part_of(targets: Targets, images: slice) -> Targets:
     return Targets(targets.labels[images], targets.num_targets[images], targets.segments[images])
 
 
+UNEQUAL = {"6 and 2 targets": [5, 1, 0, 2], "1 and 0": [1, 0, 0, 0], "none": [0, 0, 0, 0]}
+
+
 def train_one_of_two(rank: int, address: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    queries, features, targets = four_images()
-    half = slice(2 * rank, 2 * rank + 2)  # 6 targets here, 2 there
-    model = nn.parallel.DistributedDataParallel(Linear())
-    loss = model(queries[:, half], features[half], part_of(targets, half))
-    loss.backward()
-    losses = [torch.zeros_like(loss) for _ in range(2)]
-    dist.all_gather(losses, loss.detach())
-    gradients = [p.grad for p in model.module.parameters()]
-    torch.save({"loss": torch.stack(losses).mean(), "gradients": gradients}, f"{results}.{rank}")
+    half, found = slice(2 * rank, 2 * rank + 2), {}
+    for name, counts in UNEQUAL.items():
+        queries, features, targets = four_images(counts)
+        model = nn.parallel.DistributedDataParallel(Linear())
+        loss = model(queries[:, half], features[half], part_of(targets, half))
+        loss.backward()
+        losses = [torch.zeros_like(loss) for _ in range(2)]
+        dist.all_gather(losses, loss.detach())
+        found[name] = [torch.stack(losses).mean(), *(p.grad for p in model.module.parameters())]
+    torch.save(found, f"{results}.{rank}")
     dist.destroy_process_group()
 
 
 def test_two_processes_with_unequal_targets_equal_one(tmp_path):
     address, results = f"file://{tmp_path}/store", str(tmp_path / "results")
     mp.spawn(train_one_of_two, (address, results), nprocs=2)
-    model = Linear()
-    loss = model(*four_images())
-    loss.backward()
-    for rank in range(2):
-        got = torch.load(f"{results}.{rank}", weights_only=True)
-        print(f"rank {rank}: loss difference {(got['loss'] - loss).abs().item():.1e}")
-        torch.testing.assert_close(got["loss"], loss.detach(), rtol=1e-6, atol=1e-6)
-        for gradient, parameter in zip(got["gradients"], model.parameters(), strict=True):
-            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-6)
+    for name, counts in UNEQUAL.items():
+        model = Linear()
+        loss = model(*four_images(counts))
+        loss.backward()
+        expected = [loss.detach(), *(p.grad for p in model.parameters())]
+        for rank in range(2):
+            got = torch.load(f"{results}.{rank}", weights_only=True)[name]
+            print(f"{name}, rank {rank}: loss difference {(got[0] - loss).abs().item():.1e}")
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)

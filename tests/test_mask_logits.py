@@ -1,5 +1,8 @@
 """mask_logits and mask_probs: by hand, backends against float64, gradients, compile, errors."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from backends import device_of, each_backend
@@ -124,15 +127,28 @@ def test_autocast_changes_nothing():
     assert got.equal(mask_logits(queries, features)) and got.dtype == torch.float32
 
 
-def test_a_lower_matmul_precision_elsewhere_changes_nothing():
-    queries, features = inputs((1, 33, 64, 16, 33))
-    expected = mask_logits(queries, features)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert mask_logits(queries, features).equal(expected)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
+@each_backend("mask_logits")
+@pytest.mark.parametrize("setting", ["old", "new"])
+def test_a_lower_matmul_precision_elsewhere_changes_nothing(backend, setting):
+    """With PyTorch's older and its newer way of allowing it; in a process of its own."""
+    allow = {
+        "old": "torch.set_float32_matmul_precision('medium')",
+        "new": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16';"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    }[setting]
+    script = f"""
+import torch
+from maskformer_fast.ops import mask_logits
+device = {device_of(backend)!r}
+queries, features = torch.randn(1, 100, 256).to(device), torch.randn(1, 256, 40, 40).to(device)
+expected = mask_logits(queries, features, backend={backend!r})
+{allow}
+before = torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+assert mask_logits(queries, features, backend={backend!r}).equal(expected)
+after = torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+assert before == after
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_no_image_is_legal():

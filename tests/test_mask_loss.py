@@ -58,7 +58,7 @@ def test_by_hand_void_leaves_sums_and_mean():
 
 
 def test_upsampling_is_bilinear_without_aligned_corners():
-    targets = Targets.from_segments([torch.zeros(4, 8)], [tensor([0])])
+    targets = Targets.from_segments([torch.zeros(4, 8, dtype=torch.int16)], [tensor([0])])
     logits = torch.randn(1, 1, 2, 2, dtype=torch.float64)
     full = F.interpolate(logits, (4, 8), mode="bilinear", align_corners=False)
     for got, expected in zip(mask_loss(logits, targets), mask_loss(full, targets), strict=True):

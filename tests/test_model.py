@@ -79,7 +79,10 @@ def test_output_by_key_index_and_tuple(model):
     trained = model(pixel_values, targets)
     assert trained[0] is trained.loss and trained.to_tuple()[0] is trained.loss
     assert trained[:2][1] is trained.class_queries_logits
-    assert dict(zip(trained.keys(), trained.to_tuple(), strict=True))["losses"] is trained.losses
+    assert len(trained) == 3 and len(output) == 2
+    assert all(isinstance(value, torch.Tensor) for value in dict(trained.items()).values())
+    assert trained["losses"] is trained.losses and trained.get("auxiliary") is trained.auxiliary
+    assert output.get("loss", 1) == 1
 
 
 def test_pixel_mask_gives_the_region_of_each_image(model):
@@ -113,6 +116,33 @@ def test_training_overfits_one_batch():
         loss.backward()
         optimizer.step()
     assert loss.item() < first / 3
+
+
+def test_dropout_acts_on_attention_and_feed_forward_in_training_only():
+    torch.manual_seed(0)
+    model = MaskFormer(small_config(dropout=0.5))
+    layer = model.transformer.decoder.layers[0]
+    x = torch.randn(1, 6, 16)
+    parts = {
+        "attention": lambda: layer.self_attention(x, x, x),
+        "residual": lambda: layer.attend_self(x, x),
+        "feed-forward": lambda: layer.feed_forward(x),
+    }
+    for mode in (True, False):
+        model.train(mode)
+        for name, part in parts.items():
+            assert part().equal(part()) != mode, name
+
+
+def test_unknown_arguments_of_from_pretrained_are_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'torch_dtype'"):
+        MaskFormer.from_pretrained(tmp_path, torch_dtype=torch.float16)
+
+
+def test_lists_in_place_of_targets_are_refused_with_advice(model):
+    with pytest.raises(TypeError, match=r"targets: expected Targets, got list .*mask_labels="):
+        model(torch.randn(1, 3, 64, 64), [torch.ones(1, 64, 64)])
 
 
 def test_bfloat16_autocast_trains():
@@ -151,8 +181,12 @@ def test_config_round_trip_and_errors(tmp_path):
         ({"pixel_decoder": "unet"}, "pixel_decoder: expected one of"),
         ({"feature_size": 40}, "feature_size: expected a multiple of 32, got 40"),
         ({"num_heads": 3}, "hidden_size: expected a multiple of num_heads = 3"),
+        ({"num_heads": 0}, "num_heads: expected a whole number"),
+        ({"hidden_size": 6, "num_heads": 2}, "hidden_size: expected a multiple of 4"),
+        ({"dropout": -1}, r"dropout: expected a share in \[0, 1\)"),
+        ({"id2label": ["sky"]}, "id2label: expected names by label"),
         ({"thing_classes": [4]}, r"thing_classes: expected labels in \[0, 4\), got \[4\]"),
-        ({"num_queries": 0}, "num_queries: expected at least 1, got 0"),
+        ({"num_queries": 0}, "num_queries: expected a whole number of at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             small_config(**change)
@@ -166,7 +200,7 @@ def test_bad_input_is_named(model):
         ({"mask_labels": masks}, "expected both or neither"),
         ({"targets": targets, "mask_labels": masks, "class_labels": labels}, "got both"),
         ({"mask_labels": masks, "class_labels": labels}, r"class_labels|labels in \[0, 4\)"),
-        ({"pixel_mask": torch.ones(64, 64)}, r"pixel_mask: expected shape \[B, H, W\]"),
+        ({"pixel_mask": torch.ones(64, 64)}, r"pixel_mask: expected shape \[B=1, H, W\]"),
         ({"targets": small_batch([1, 1])[1]}, "targets: expected 1 images, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -181,6 +215,7 @@ def test_per_pixel_baseline_learns_and_ignores_void():
     output.loss.backward()
     assert baseline.classifier.weight.grad.abs().sum() > 0
     assert baseline.semantic(pixel_values).shape == (2, 64, 64)
+    assert baseline(*small_batch([0, 0])).loss == 0  # only void
     labels = semantic_labels(targets)
     assert labels[targets.segments < 0].eq(-1).all()
     assert labels[0][targets.segments[0] == 1].eq(targets.labels[0, 1]).all()

@@ -85,6 +85,7 @@ SEGMENTS, LABELS = [tensor([[0, 1]])], [tensor([0, 1])]
         ({"labels": [tensor([0])]}, ValueError, r"segments\[0\]: expected target indices < 1"),
         ({"labels": []}, ValueError, "labels: expected one tensor for each of 1 images, got 0"),
         ({"labels": [tensor([0.0, 1.0])]}, TypeError, r"labels\[0\]: expected an integer dtype"),
+        ({"segments": [tensor([[0.0, 1.0]])]}, TypeError, r"segments\[0\]: expected an integer"),
         ({"labels": [[0, 1]]}, TypeError, r"labels\[0\]: expected a torch.Tensor, got list"),
         ({"segments": [tensor([0, 1])]}, ValueError, r"segments\[0\]: expected 2 dimensions"),
         ({"size": (1, 1)}, ValueError, r"segments\[0\]: expected at most 1 x 1 pixels"),
@@ -121,6 +122,10 @@ def test_bad_masks_are_refused(masks, labels, message):
 def test_the_parts_must_fit_together():
     labels, counts = torch.zeros(1, 2, dtype=torch.long), torch.ones(1, dtype=torch.int32)
     segments = torch.zeros(1, 2, 2, dtype=torch.int16)
+    with pytest.raises(ValueError, match="all tensors on one device"):
+        Targets(labels, counts, segments=segments.to("meta"))
+    with pytest.raises(ValueError, match=r"segments_info\[0\]: expected id and category_id"):
+        Targets.from_panoptic([torch.ones(1, 1)], [[{"id": 1}]])
     with pytest.raises(ValueError, match="exactly one of"):
         Targets(labels, counts)
     with pytest.raises(TypeError, match="segments: expected dtype"):

@@ -1,7 +1,7 @@
 """Published weights -> a configuration and tensors under this package's names.
 
 Formats: this package's own and transformers' (a folder or hub repository with config.json), and
-detectron2's .pkl and .pth files, which `convert` turns into a folder of our own format.
+detectron2's .pkl and .pth files.
 """
 
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ from maskformer_fast.checkpoints.transformers_format import from_transformers, i
 from maskformer_fast.config import MaskFormerConfig
 
 __all__ = [
-    "convert",
     "from_detectron2",
     "from_transformers",
     "load",
     "load_backbone",
     "load_state",
+    "read_detectron2",
     "read_pickle",
     "save",
 ]
@@ -68,12 +68,15 @@ def load_backbone(
     return imagenet_backbone(read_json(folder / CONFIG), read_tensors(folder), str(folder))
 
 
-def convert(in_file: str | Path, out_folder: str | Path, **overrides: Any) -> MaskFormerConfig:
-    """Writes a detectron2 .pkl or .pth file as config.json and model.safetensors of our format.
+def read_detectron2(
+    file: str | Path, **overrides: Any
+) -> tuple[MaskFormerConfig, dict[str, Tensor]]:
+    """A MaskFormer's configuration and tensors, from a detectron2 .pkl or .pth file.
 
     `overrides`: fields of MaskFormerConfig that tensors do not show (`id2label`, ...).
+    Errors: ValueError naming the file and what is wrong with it.
     """
-    path, out = Path(in_file), Path(out_folder)
+    path = Path(file)
     readers = {".pkl": read_pickle, ".pth": read_torch}
     if path.suffix not in readers:
         raise ValueError(f"{path}: expected a .pkl or .pth file")
@@ -82,10 +85,7 @@ def convert(in_file: str | Path, out_folder: str | Path, **overrides: Any) -> Ma
     content = readers[path.suffix](path)
     if isinstance(content, dict):
         content = content.get("model", content)
-    tensors = only_tensors(content, path)
-    config, ours = from_detectron2(tensors, str(path), **overrides)
-    save(out, config, ours)
-    return config
+    return from_detectron2(only_tensors(content, path), str(path), **overrides)
 
 
 def save(folder: Path, config: MaskFormerConfig, tensors: Mapping[str, Tensor]) -> None:

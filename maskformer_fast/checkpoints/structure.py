@@ -62,6 +62,8 @@ def swin_structure(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]
 
 def resnet_structure(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     convs = count(tensors, "stages.0.0.convs.#.")
+    if convs == 0:
+        raise ValueError(f"{source}: missing the tensors that become stages.0.0.convs.*")
     last = f"convs.{convs - 1}.conv.weight"
     return {
         "depths": [count(tensors, f"stages.{stage}.#.") for stage in range(4)],

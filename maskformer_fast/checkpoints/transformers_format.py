@@ -18,7 +18,10 @@ REQUIRED = {  # options of transformers' configurations for which only this valu
     "downsample_in_bottleneck": False,
     "position_embedding_type": "sine",
     "activation_function": "relu",
+    "layer_norm_eps": 1e-5,
+    "qkv_bias": True,
 }
+ACTIVATION = {"resnet": "relu"}  # hidden_act by model type; the others: gelu
 LOSS_WEIGHTS = {  # ours: theirs
     "no_object_weight": "no_object_weight",
     "class_weight": "cross_entropy_weight",
@@ -28,7 +31,10 @@ LOSS_WEIGHTS = {  # ours: theirs
 
 
 def check_options(config: Mapping[str, Any], source: str) -> None:
-    for option, required in REQUIRED.items():
+    """Refuse options of a model or backbone for which only one value is built here."""
+    model_type = config.get("model_type")
+    activation = {"hidden_act": ACTIVATION.get(str(model_type), "gelu")}
+    for option, required in (REQUIRED | activation).items():
         if config.get(option, required) != required:
             raise ValueError(f"{source}: {option} must be {required}, got {config[option]}")
 

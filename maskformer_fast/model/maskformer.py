@@ -141,6 +141,11 @@ class MaskFormer(
             raise ValueError(
                 f"pixel_values: expected shape [B, 3, H, W], got {tuple(pixel_values.shape)}"
             )
+        if not (targets is None or isinstance(targets, Targets)):
+            raise TypeError(
+                f"targets: expected Targets, got {type(targets).__name__}"
+                " (lists of masks and labels: mask_labels=, class_labels=)"
+            )
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("mask_labels, class_labels: expected both or neither")
         if mask_labels is not None and class_labels is not None:
@@ -167,24 +172,43 @@ class MaskFormer(
             thing_classes=self.config.thing_classes or None,
         )
 
+    @classmethod
+    def from_detectron2(cls, file: str | Path, **overrides: Any) -> MaskFormer:
+        """The model in a detectron2 .pkl or .pth file; nothing in it is executed.
+
+        overrides  fields of MaskFormerConfig that weights do not show (`id2label`, ...)
+
+        Raises ValueError naming the file and what is missing, left over or of another shape.
+        """
+        config, tensors = checkpoints.read_detectron2(file, **overrides)
+        model = cls(config)
+        checkpoints.load_state(model, tensors, str(file))
+        return model.eval()
+
     def _save_pretrained(self, save_directory: Path) -> None:
         checkpoints.save(save_directory, self.config, self.state_dict())
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # without **kwargs: a misspelt name is an error
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
+        map_location: str | torch.device = "cpu",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
-        map_location: str | torch.device = "cpu",
-        **_: Any,
     ) -> MaskFormer:
+        """A model in evaluation mode, from a local folder or else from the hub.
+
+        map_location     device of its weights; the dtype is float32
+        the other names  those of huggingface_hub.snapshot_download
+
+        Raises ValueError where the folder or repository does not hold a complete MaskFormer.
+        """
         config, tensors = checkpoints.load(
-            model_id,
+            pretrained_model_name_or_path,
             revision=revision,
             cache_dir=cache_dir,
             force_download=force_download,
@@ -192,7 +216,7 @@ class MaskFormer(
             token=token,
         )
         model = cls(config)
-        checkpoints.load_state(model, tensors, model_id)
+        checkpoints.load_state(model, tensors, str(pretrained_model_name_or_path))
         return model.to(map_location).eval()
 
 
@@ -201,8 +225,11 @@ def region(pixel_mask: Tensor, pixel_features: Tensor) -> Tensor:
 
     pixel_mask  [B, H, W]  True in the top-left corner that the image fills
     """
-    if pixel_mask.dim() != 3:
-        raise ValueError(f"pixel_mask: expected shape [B, H, W], got {tuple(pixel_mask.shape)}")
+    if pixel_mask.dim() != 3 or len(pixel_mask) != len(pixel_features):
+        raise ValueError(
+            f"pixel_mask: expected shape [B={len(pixel_features)}, H, W],"
+            f" got {tuple(pixel_mask.shape)}"
+        )
     extent = [pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)]
     sides = zip(extent, pixel_features.shape[-2:], pixel_mask.shape[-2:], strict=True)
     return torch.stack([pixels * cells / side for pixels, cells, side in sides], dim=1).float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -31,8 +31,9 @@ class MaskFormerOutput:
     region                [B, 2]        rows and columns of the mask grid that the image covers
     thing_classes         labels that are things, as post-processing needs them
 
-    Keys are the names of those that are not None; indices count them in the order of transformers:
-    loss, class_queries_logits, masks_queries_logits, ...
+    Iteration, indices and `to_tuple` go over the tensors that Trainer and older code look for, in
+    the order of transformers: loss (if there is one), class_queries_logits, masks_queries_logits.
+    By key every field that is not None is found.
     """
 
     class_queries_logits: Tensor
@@ -54,37 +55,35 @@ class MaskFormerOutput:
         return self._masks
 
     def keys(self) -> list[str]:
-        names = (
-            "class_queries_logits",
-            "mask_queries",
-            "pixel_features",
-            "auxiliary",
-            "losses",
-            "region",
-            "thing_classes",
+        predictions = ["class_queries_logits", "masks_queries_logits"]
+        return predictions if self.loss is None else ["loss", *predictions]
+
+    def items(self) -> list[tuple[str, Tensor]]:
+        return [(name, getattr(self, name)) for name in self.keys()]
+
+    def __contains__(self, key: object) -> bool:
+        return key in FIELDS and (
+            key == "masks_queries_logits" or getattr(self, str(key)) is not None
         )
-        order = ["loss", names[0], "masks_queries_logits", *names[1:]]
-        return [
-            name
-            for name in order
-            if name == "masks_queries_logits" or getattr(self, name) is not None
-        ]
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        if isinstance(key, str):
-            if key not in self.keys():
-                raise KeyError(key)
-            return getattr(self, key)
-        names = self.keys()[key]
-        if isinstance(names, str):
-            return getattr(self, names)
-        return tuple(getattr(self, name) for name in names)
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return getattr(self, key) if key in self else default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
+    def __len__(self) -> int:
+        return len(self.keys())
 
-    def to_tuple(self) -> tuple[Any, ...]:
-        return self[:]
+    def to_tuple(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for _, tensor in self.items())
+
+
+FIELDS = {f.name for f in fields(MaskFormerOutput)} - {"_masks"} | {"masks_queries_logits"}

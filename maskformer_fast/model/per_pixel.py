@@ -37,9 +37,9 @@ class PerPixelBaseline(nn.Module):
         if targets is None:
             return PerPixelOutput(logits)
         full = F.interpolate(logits.float(), targets.size, mode="bilinear")
-        return PerPixelOutput(
-            logits, F.cross_entropy(full, semantic_labels(targets), ignore_index=VOID)
-        )
+        labels = semantic_labels(targets)
+        total = F.cross_entropy(full, labels, ignore_index=VOID, reduction="sum")
+        return PerPixelOutput(logits, total / (labels != VOID).sum().clamp(min=1))
 
     def semantic(self, pixel_values: Tensor) -> Tensor:
         """Class of every pixel of the images [B, 3, H, W], [B, H, W] int64."""

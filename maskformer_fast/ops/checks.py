@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 from collections.abc import Collection
 
 import torch
@@ -62,38 +64,66 @@ def same_device(name: str, value: Tensor, like: Tensor) -> None:
 
 
 def at_least(name: str, value: float, least: float) -> None:
-    """Refuse a number below `least`, or NaN."""
+    """Refuse what is no number, a number below `least`, and NaN."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not value >= least:
         raise ValueError(f"{name}: expected a number >= {least}, got {value}")
 
 
 def output_size(size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) of a map, each at least 1."""
-    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"size: expected two whole numbers (H, W), got {size!r}") from error
+    if height < 1 or width < 1:
         raise ValueError(f"size: expected (H, W), each >= 1, got {size}")
-    return int(size[0]), int(size[1])
+    return height, width
 
 
 def targets(value: Targets, sizes: Sizes, like: Tensor) -> None:
-    """Check that `value` is Targets of the call's B images, on the device of `like`."""
-    if not isinstance(value, Targets):
-        raise TypeError(f"targets: expected Targets, got {type(value).__name__}")
+    """Check that `value` is Targets of the call's B images and K classes, on the device of `like`.
+
+    Labels are looked at on the CPU only, and not while compiling: elsewhere that would be a host
+    read.
+    """
+    _targets_and_grid(value, sizes, like)
     if len(value.labels) != sizes["B"]:
         raise ValueError(f"targets: expected {sizes['B']} images, got {len(value.labels)}")
-    same_device("targets", value.labels, like)
+    num_classes = sizes["K+1"] - 1
+    if like.device.type != "cpu" or torch.compiler.is_compiling() or value.labels.numel() == 0:
+        return
+    least, most = int(value.labels.min()), int(value.labels.max())
+    if least < 0 or most >= max(num_classes, 1):
+        raise ValueError(
+            f"targets: expected labels in [0, {num_classes}), the classes of class_logits;"
+            f" got {least} to {most}"
+        )
 
 
 def rows_of_targets(name: str, value: Targets, sizes: Sizes, like: Tensor) -> None:
     """Check Targets for N = L*B rows (row n belongs to image n % B) of T targets each."""
-    if not isinstance(value, Targets):
-        raise TypeError(f"targets: expected Targets, got {type(value).__name__}")
+    _targets_and_grid(value, sizes, like)
     images, most = value.labels.shape
     if images == 0 or sizes["N"] % images != 0 or sizes["T"] != most:
         raise ValueError(
             f"{name}: expected [L * {images}, {most}, h, w] for these targets,"
             f" got N = {sizes['N']}, T = {sizes['T']}"
         )
+
+
+def _targets_and_grid(value: Targets, sizes: Sizes, like: Tensor) -> None:
+    """What Targets and mask grid must satisfy in every op that compares them."""
+    if not isinstance(value, Targets):
+        raise TypeError(f"targets: expected Targets, got {type(value).__name__}")
     same_device("targets", value.labels, like)
+    for name, (height, width) in (
+        ("the mask grid", (sizes["h"], sizes["w"])),
+        ("targets", value.size),
+    ):
+        if height < 1 or width < 1:
+            raise ValueError(f"{name}: expected at least 1 x 1, got {height} x {width}")
 
 
 def predictions(class_logits: Tensor, mask_logits: Tensor, region: Tensor | None) -> Sizes:
@@ -129,7 +159,10 @@ def predictions(class_logits: Tensor, mask_logits: Tensor, region: Tensor | None
 
 def class_ids(name: str, value: Collection[int], sizes: Sizes) -> list[int]:
     """The classes of `value` in ascending order, each once and in [0, K)."""
-    classes = sorted({int(label) for label in value})
+    try:
+        classes = sorted({operator.index(label) for label in value})
+    except TypeError as error:
+        raise TypeError(f"{name}: expected a collection of classes, got {value!r}") from error
     num_classes = sizes["K+1"] - 1
     if classes and not 0 <= classes[0] <= classes[-1] < num_classes:
         raise ValueError(f"{name}: expected classes in [0, {num_classes}), got {classes}")

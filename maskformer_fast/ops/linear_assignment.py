@@ -64,7 +64,7 @@ def duality_gap(cost: np.ndarray, column_of: np.ndarray) -> float:
             break
         prices = lower
     bound = (cost - prices).min(axis=1).sum() + prices.sum()
-    return float(cost[rows, column_of].sum() - bound)
+    return max(0.0, float(cost[rows, column_of].sum() - bound))  # below 0 by rounding only
 
 
 def solve(cost: np.ndarray) -> tuple[np.ndarray, float, int]:
@@ -172,11 +172,13 @@ def _counts(num_targets: Tensor | None, cost: Tensor) -> Tensor:
     *batch, t, _ = cost.shape
     if num_targets is None:
         return torch.full(batch, t, dtype=torch.int32, device=cost.device).reshape(-1)
+    if not isinstance(num_targets, Tensor):
+        raise TypeError(f"num_targets: expected a Tensor, got {type(num_targets).__name__}")
     checks.same_device("num_targets", num_targets, cost)
     if num_targets.is_floating_point() or num_targets.dtype == torch.bool:
         raise TypeError(f"num_targets: expected an integer dtype, got {num_targets.dtype}")
     try:
-        counts = num_targets.to(torch.int32).expand(batch)
+        counts = num_targets.expand(batch)
     except RuntimeError as error:
         raise ValueError(
             f"num_targets: expected a shape that broadcasts to {tuple(batch)},"
@@ -186,4 +188,4 @@ def _counts(num_targets: Tensor | None, cost: Tensor) -> Tensor:
         least, most = int(counts.min()), int(counts.max())
         if least < 0 or most > t:
             raise ValueError(f"num_targets: expected values in [0, {t}], got {least} to {most}")
-    return counts.reshape(-1)
+    return counts.to(torch.int32).reshape(-1)

@@ -224,3 +224,5 @@ def _check_options(weights: Weights, sizes: checks.Sizes, targets: Targets, like
     checks.targets(targets, sizes, like)
     checks.at_least("alpha", weights.alpha, 0)
     checks.at_least("gamma", weights.gamma, 0)
+    for name in ("class_weight", "mask_weight", "dice_weight"):
+        checks.at_least(name, getattr(weights, name), 0)
