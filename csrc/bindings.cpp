@@ -3,16 +3,20 @@
 // would turn into an access outside the tensors.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cpu/instruction_set.hpp"
 #include "cpu/linear_assignment.hpp"
+#include "cpu/mask_loss.hpp"
 
 namespace py = pybind11;
 
@@ -73,6 +77,42 @@ void linear_assignment(uintptr_t cost, bool float64, uintptr_t num_targets,
   });
 }
 
+FloatType float_type(int type) {
+  if (type < 0 || type > static_cast<int>(FloatType::bfloat16)) {
+    throw std::invalid_argument("type: expected 0, 1 or 2, got " + std::to_string(type));
+  }
+  return static_cast<FloatType>(type);
+}
+
+void mask_loss(uintptr_t logits, int type, uintptr_t pixels, bool overlapping, uintptr_t occupied,
+               uintptr_t valid, uintptr_t focal, uintptr_t dice, uintptr_t slopes,
+               const std::array<int64_t, 7>& sizes, float alpha, float gamma, bool ignore_void,
+               int threads) {
+  for (const int64_t size : sizes) at_least("sizes", size, 1);
+  at_least("threads", threads, 1);
+  cpu::MaskLoss problem{};
+  problem.logits = pointer<const void>(logits);
+  problem.type = float_type(type);
+  problem.pixels = pointer<const void>(pixels);
+  problem.overlapping = overlapping;
+  problem.occupied = pointer<const uint8_t>(occupied);
+  problem.valid = pointer<const uint8_t>(valid);
+  problem.focal = pointer<float>(focal);
+  problem.dice = pointer<float>(dice);
+  problem.slopes = pointer<float>(slopes);
+  std::tie(problem.layers, problem.images, problem.targets, problem.grid_height, problem.grid_width,
+           problem.height, problem.width) = std::tuple_cat(sizes);
+  problem.alpha = alpha;
+  problem.gamma = gamma;
+  problem.ignore_void = ignore_void;
+  const py::gil_scoped_release no_gil;
+  const int used = static_cast<int>(std::min<int64_t>(problem.images * problem.targets, threads));
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::mask_loss_workspace<set.value>(problem, used));
+    cpu::mask_loss<set.value>(problem, workspace.data(), used);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -82,6 +122,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("linear_assignment", &linear_assignment, py::arg("cost"), py::arg("float64"),
         py::arg("num_targets"), py::arg("query_of_target"), py::arg("gap"), py::arg("status"),
         py::arg("problems"), py::arg("targets"), py::arg("queries"), py::arg("threads"));
+  m.def("mask_loss", &mask_loss, py::arg("logits"), py::arg("type"), py::arg("pixels"),
+        py::arg("overlapping"), py::arg("occupied"), py::arg("valid"), py::arg("focal"),
+        py::arg("dice"), py::arg("slopes"), py::arg("sizes"), py::arg("alpha"), py::arg("gamma"),
+        py::arg("ignore_void"), py::arg("threads"));
 }
 
 }  // namespace maskformer
