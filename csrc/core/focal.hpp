@@ -5,34 +5,23 @@
 //   F(z)   = (1 - s)^gamma softplus(-z),   s = sigmoid(z)
 //   F'(z)  = -(1 - s)^gamma (gamma s softplus(-z) + 1 - s)
 //
-// With gamma = 2, the published value, the power is a product; else it is
-// (1 - s)^gamma = exp(-gamma softplus(z)).
+// Loops get everything from e = exp(-|x|), 1 / (1 + e) = sigmoid(|x|) and log(1 + e) =
+// softplus(-|x|): one exponential, one reciprocal, one logarithm.
 #pragma once
 
 #include "core/vector_math.hpp"
 
 namespace maskformer {
 
-constexpr float kSquare = 2.0f;  // the gamma that needs no exponential
+constexpr float kSquare = 2.0f;  // the published gamma, whose power is a product
 
-// One side of a logit: z = x where the pixel is inside the target, -x where it is outside.
-struct FocalSide {
-  float wrong;     // 1 - s
-  float right;     // s
-  float softplus;  // softplus(-z)
-  float other;     // softplus(z)
-};
+// softplus(z) from log(1 + exp(-|z|)).
+MASKFORMER_HD float softplus(float z, float log) { return positive_part(z) + log; }
 
-MASKFORMER_HD FocalSide focal_side(float z, const Logistic& parts) {
-  const bool negative = z < 0.0f;
-  return {negative ? parts.larger : parts.smaller, negative ? parts.smaller : parts.larger,
-          positive_part(-z) + parts.log, positive_part(z) + parts.log};
-}
-
-// (1 - s)^gamma
+// (1 - s)^gamma = exp(-gamma softplus(z)) from wrong = 1 - s and softplus(z).
 template <bool Square>
-MASKFORMER_HD float focal_power(const FocalSide& side, float gamma) {
-  return Square ? side.wrong * side.wrong : exp_of_negative(-gamma * side.other);
+MASKFORMER_HD float focal_power(float wrong, float softplus, float gamma) {
+  return Square ? wrong * wrong : exp_of_negative(-gamma * softplus);
 }
 
 }  // namespace maskformer

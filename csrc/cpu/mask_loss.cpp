@@ -158,7 +158,7 @@ void encode_mask(const MaskLoss& p, const Columns& c, int64_t image, int64_t tar
       code);
 }
 
-int64_t count(const int16_t* code, int64_t size, int16_t wanted) {
+int64_t count(const int16_t* code, int64_t size, int32_t wanted) {
   int64_t found = 0;
   for (int64_t i = 0; i < size; ++i) found += code[i] == wanted;
   return found;
@@ -212,7 +212,7 @@ void flush(const MaskLoss& p, const Columns& c, float* const* images, const Scra
 // One line of the output: its sums, and its slopes into the two lines that it lies between.
 template <bool Square, bool Slopes>
 Sums visit(const MaskLoss& p, const Columns& c, const Line& low, const Line& high, float weight,
-           const int16_t* __restrict code, int16_t target) {
+           const int16_t* __restrict code, int32_t target) {
   const float* __restrict low_logit = low.logit;
   const float* __restrict high_logit = high.logit;
   float* __restrict low_focal = low.slope[kFocal];
@@ -222,23 +222,29 @@ Sums visit(const MaskLoss& p, const Columns& c, const Line& low, const Line& hig
   float* __restrict high_sigmoid = high.slope[kSigmoid];
   float* __restrict high_overlap = high.slope[kOverlap];
   const float alpha = p.alpha, gamma = p.gamma, rest = 1.0f - weight;
+  const int64_t slots = c.slots;
+  const int32_t uncounted = kUncounted - target;
   float focal = 0.0f, sigmoid = 0.0f, overlap = 0.0f;
 #pragma omp simd reduction(+ : focal, sigmoid, overlap)
-  for (int64_t i = 0; i < c.slots; ++i) {
-    const int32_t coded = code[i];
-    const bool inside = coded == target;
+  for (int64_t i = 0; i < slots; ++i) {
+    const int32_t difference = code[i] - target;  // 32 bits wide, like the floats it selects
+    const bool inside = difference == 0;
     const float between = low_logit[i] + weight * (high_logit[i] - low_logit[i]);
-    const float x = coded == kUncounted ? kNowhere : between;
-    const Logistic parts = logistic(x);
-    const FocalSide side = focal_side(inside ? x : -x, parts);
-    const float scaled = (inside ? alpha : 1.0f - alpha) * focal_power<Square>(side, gamma);
-    focal += scaled * side.softplus;
-    sigmoid += inside ? side.right : side.wrong;
-    overlap += inside ? side.right : 0.0f;
+    const float x = difference == uncounted ? kNowhere : between;
+    const float z = inside ? x : -x;
+    const float e = exp_of_negative(-magnitude(x));
+    const float larger = 1.0f / (1.0f + e), smaller = e * larger, log = log_one_plus(e);
+    const float right = z < 0.0f ? smaller : larger, wrong = z < 0.0f ? larger : smaller;
+    const float cost = softplus(-z, log);
+    const float scale =
+        (inside ? alpha : 1.0f - alpha) * focal_power<Square>(wrong, softplus(z, log), gamma);
+    focal += scale * cost;
+    sigmoid += inside ? right : wrong;
+    overlap += inside ? right : 0.0f;
     if (Slopes) {
-      const float steep = scaled * (gamma * side.right * side.softplus + side.wrong);
+      const float steep = scale * (gamma * right * cost + wrong);
       const float of_focal = inside ? -steep : steep;
-      const float of_sigmoid = parts.larger * parts.smaller;
+      const float of_sigmoid = larger * smaller;
       const float of_overlap = inside ? of_sigmoid : 0.0f;
       low_focal[i] += rest * of_focal;
       low_sigmoid[i] += rest * of_sigmoid;
@@ -254,7 +260,7 @@ Sums visit(const MaskLoss& p, const Columns& c, const Line& low, const Line& hig
 // All lines of one mask. images [kSlopes][h, w]: the slopes are added to them.
 template <bool Square, bool Slopes>
 Sums visit_all(const MaskLoss& p, const Columns& c, const std::byte* logits, const int16_t* code,
-               int16_t target, float* const* images, Scratch& s) {
+               int32_t target, float* const* images, Scratch& s) {
   Sums total;
   const auto done = [&](Line& line) {
     if (Slopes) flush(p, c, images, s, line);
@@ -286,7 +292,7 @@ Sums visit_all(const MaskLoss& p, const Columns& c, const std::byte* logits, con
 }
 
 Sums visit_mask(const MaskLoss& p, const Columns& c, const std::byte* logits, const int16_t* code,
-                int16_t target, float* const* images, Scratch& s) {
+                int32_t target, float* const* images, Scratch& s) {
   const auto run = [&](auto square, auto slopes) {
     return visit_all<square.value, slopes.value>(p, c, logits, code, target, images, s);
   };
@@ -298,7 +304,7 @@ Sums visit_mask(const MaskLoss& p, const Columns& c, const std::byte* logits, co
 }
 
 // Losses and slopes of row `index` of [N, T], whose target has these codes.
-void solve(const MaskLoss& p, const Columns& c, int64_t index, int16_t target, const int16_t* code,
+void solve(const MaskLoss& p, const Columns& c, int64_t index, int32_t target, const int16_t* code,
            double pixels, double area, Scratch& s) {
   const int64_t cells = p.grid_height * p.grid_width;
   float* images[kSlopes] = {};
@@ -358,7 +364,7 @@ void mask_loss(const MaskLoss& p, std::byte* workspace, int threads) {
     Scratch s = take_scratch(p, c, own);
     s.low.row = s.high.row = kNone;
     const int64_t image = job / p.targets, target = job % p.targets;
-    const int16_t index = static_cast<int16_t>(target);
+    const int32_t index = static_cast<int32_t>(target);
     if (p.overlapping) encode_mask(p, c, image, target, s.code);
     const int16_t* code = p.overlapping ? s.code : codes + image * plane;
     const int64_t uncounted = count(code, plane, kUncounted);
