@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -17,6 +18,7 @@
 #include "cpu/instruction_set.hpp"
 #include "cpu/linear_assignment.hpp"
 #include "cpu/mask_loss.hpp"
+#include "cpu/matching_cost.hpp"
 
 namespace py = pybind11;
 
@@ -113,6 +115,62 @@ void mask_loss(uintptr_t logits, int type, uintptr_t pixels, bool overlapping, u
   });
 }
 
+void grid_targets(uintptr_t pixels, bool overlapping, uintptr_t first, uintptr_t target,
+                  uintptr_t area, const std::array<int64_t, 5>& sizes) {
+  for (const int64_t size : sizes) at_least("sizes", size, 1);
+  const auto [targets, height, width, grid_height, grid_width] = sizes;
+  const int64_t most = grid_height * grid_width * (overlapping ? targets : 1);
+  if (most > std::numeric_limits<int32_t>::max()) {
+    throw std::invalid_argument("sizes: expected T * h * w below 2^31, got " +
+                                std::to_string(most));
+  }
+  const py::gil_scoped_release no_gil;
+  const cpu::GridTargets problem{pointer<const void>(pixels),
+                                 overlapping,
+                                 targets,
+                                 height,
+                                 width,
+                                 grid_height,
+                                 grid_width,
+                                 pointer<int32_t>(first),
+                                 pointer<int16_t>(target),
+                                 pointer<double>(area)};
+  cpu::dispatch([&](auto set) { cpu::grid_targets<set.value>(problem); });
+}
+
+void matching_sums(uintptr_t logits, int type, bool cells_first, uintptr_t first, uintptr_t target,
+                   uintptr_t sums, const std::array<int64_t, 4>& sizes, float alpha, float gamma,
+                   bool ignore_void, int threads) {
+  const auto [queries, stride, cells, targets] = sizes;
+  at_least("queries", queries, 1);
+  at_least("stride", stride, cells_first ? queries : cells);
+  at_least("cells", cells, 0);
+  at_least("targets", targets, 0);
+  at_least("threads", threads, 1);
+  if (cells_first && (stride % cpu::kQueryBlock != 0 || float_type(type) != FloatType::float32)) {
+    throw std::invalid_argument("stride: expected float32 in whole blocks of queries, got " +
+                                std::to_string(stride));
+  }
+  const cpu::MatchingSums problem{pointer<const void>(logits),
+                                  float_type(type),
+                                  cells_first,
+                                  pointer<const int32_t>(first),
+                                  pointer<const int16_t>(target),
+                                  pointer<double>(sums),
+                                  queries,
+                                  stride,
+                                  cells,
+                                  targets,
+                                  alpha,
+                                  gamma,
+                                  ignore_void};
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::matching_sums_workspace<set.value>(problem, threads));
+    cpu::matching_sums<set.value>(problem, workspace.data(), threads);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -126,6 +184,12 @@ PYBIND11_MODULE(_C, m) {
         py::arg("overlapping"), py::arg("occupied"), py::arg("valid"), py::arg("focal"),
         py::arg("dice"), py::arg("slopes"), py::arg("sizes"), py::arg("alpha"), py::arg("gamma"),
         py::arg("ignore_void"), py::arg("threads"));
+  m.def("grid_targets", &grid_targets, py::arg("pixels"), py::arg("overlapping"), py::arg("first"),
+        py::arg("target"), py::arg("area"), py::arg("sizes"));
+  m.attr("query_block") = cpu::kQueryBlock;
+  m.def("matching_sums", &matching_sums, py::arg("logits"), py::arg("type"), py::arg("cells_first"),
+        py::arg("first"), py::arg("target"), py::arg("sums"), py::arg("sizes"), py::arg("alpha"),
+        py::arg("gamma"), py::arg("ignore_void"), py::arg("threads"));
 }
 
 }  // namespace maskformer

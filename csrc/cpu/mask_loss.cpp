@@ -18,6 +18,7 @@
 
 #include "core/bilinear.hpp"
 #include "core/focal.hpp"
+#include "cpu/arena.hpp"
 #include "cpu/parallel.hpp"
 
 namespace maskformer::cpu {
@@ -28,24 +29,6 @@ constexpr int16_t kUncounted = -2;
 constexpr float kNowhere = -1e30f;
 constexpr int64_t kNone = -1;
 enum Slope { kFocal, kSigmoid, kOverlap, kSlopes };  // of focal, s and y s
-
-// Memory handed out piece by piece, each on its own cache lines; from null it only counts.
-class Arena {
- public:
-  explicit Arena(std::byte* start) : start_(start) {}
-
-  template <typename Item>
-  Item* take(int64_t count) {
-    Item* items = start_ == nullptr ? nullptr : reinterpret_cast<Item*>(start_ + used_);
-    used_ += (count * static_cast<int64_t>(sizeof(Item)) + 63) / 64 * 64;
-    return items;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  std::byte* start_;
-  int64_t used_ = 0;
-};
 
 // A line of the output in slots.
 struct Columns {
