@@ -17,6 +17,7 @@
 
 #include "cpu/instruction_set.hpp"
 #include "cpu/linear_assignment.hpp"
+#include "cpu/mask_logits.hpp"
 #include "cpu/mask_loss.hpp"
 #include "cpu/matching_cost.hpp"
 
@@ -171,6 +172,24 @@ void matching_sums(uintptr_t logits, int type, bool cells_first, uintptr_t first
   });
 }
 
+void sigmoid_in_place(uintptr_t x, int64_t count, int threads) {
+  at_least("count", count, 0);
+  at_least("threads", threads, 1);
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch(
+      [&](auto set) { cpu::sigmoid_in_place<set.value>(pointer<float>(x), count, threads); });
+}
+
+void sigmoid_backward_in_place(uintptr_t x, uintptr_t grad, int64_t count, int threads) {
+  at_least("count", count, 0);
+  at_least("threads", threads, 1);
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    cpu::sigmoid_backward_in_place<set.value>(pointer<float>(x), pointer<const float>(grad), count,
+                                              threads);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -184,6 +203,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("overlapping"), py::arg("occupied"), py::arg("valid"), py::arg("focal"),
         py::arg("dice"), py::arg("slopes"), py::arg("sizes"), py::arg("alpha"), py::arg("gamma"),
         py::arg("ignore_void"), py::arg("threads"));
+  m.def("sigmoid_in_place", &sigmoid_in_place, py::arg("x"), py::arg("count"), py::arg("threads"));
+  m.def("sigmoid_backward_in_place", &sigmoid_backward_in_place, py::arg("x"), py::arg("grad"),
+        py::arg("count"), py::arg("threads"));
   m.def("grid_targets", &grid_targets, py::arg("pixels"), py::arg("overlapping"), py::arg("first"),
         py::arg("target"), py::arg("area"), py::arg("sizes"));
   m.attr("query_block") = cpu::kQueryBlock;
