@@ -3,16 +3,23 @@
 // would turn into an access outside the tensors.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cpu/instruction_set.hpp"
 #include "cpu/linear_assignment.hpp"
+#include "cpu/mask_logits.hpp"
+#include "cpu/mask_loss.hpp"
+#include "cpu/matching_cost.hpp"
 
 namespace py = pybind11;
 
@@ -73,6 +80,116 @@ void linear_assignment(uintptr_t cost, bool float64, uintptr_t num_targets,
   });
 }
 
+FloatType float_type(int type) {
+  if (type < 0 || type > static_cast<int>(FloatType::bfloat16)) {
+    throw std::invalid_argument("type: expected 0, 1 or 2, got " + std::to_string(type));
+  }
+  return static_cast<FloatType>(type);
+}
+
+void mask_loss(uintptr_t logits, int type, uintptr_t pixels, bool overlapping, uintptr_t occupied,
+               uintptr_t valid, uintptr_t focal, uintptr_t dice, uintptr_t slopes,
+               const std::array<int64_t, 7>& sizes, float alpha, float gamma, bool ignore_void,
+               int threads) {
+  for (const int64_t size : sizes) at_least("sizes", size, 1);
+  at_least("threads", threads, 1);
+  cpu::MaskLoss problem{};
+  problem.logits = pointer<const void>(logits);
+  problem.type = float_type(type);
+  problem.pixels = pointer<const void>(pixels);
+  problem.overlapping = overlapping;
+  problem.occupied = pointer<const uint8_t>(occupied);
+  problem.valid = pointer<const uint8_t>(valid);
+  problem.focal = pointer<float>(focal);
+  problem.dice = pointer<float>(dice);
+  problem.slopes = pointer<float>(slopes);
+  std::tie(problem.layers, problem.images, problem.targets, problem.grid_height, problem.grid_width,
+           problem.height, problem.width) = std::tuple_cat(sizes);
+  problem.alpha = alpha;
+  problem.gamma = gamma;
+  problem.ignore_void = ignore_void;
+  const py::gil_scoped_release no_gil;
+  const int used = static_cast<int>(std::min<int64_t>(problem.images * problem.targets, threads));
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::mask_loss_workspace<set.value>(problem, used));
+    cpu::mask_loss<set.value>(problem, workspace.data(), used);
+  });
+}
+
+void grid_targets(uintptr_t pixels, bool overlapping, uintptr_t first, uintptr_t target,
+                  uintptr_t area, const std::array<int64_t, 5>& sizes) {
+  for (const int64_t size : sizes) at_least("sizes", size, 1);
+  const auto [targets, height, width, grid_height, grid_width] = sizes;
+  const int64_t most = grid_height * grid_width * (overlapping ? targets : 1);
+  if (most > std::numeric_limits<int32_t>::max()) {
+    throw std::invalid_argument("sizes: expected T * h * w below 2^31, got " +
+                                std::to_string(most));
+  }
+  const py::gil_scoped_release no_gil;
+  const cpu::GridTargets problem{pointer<const void>(pixels),
+                                 overlapping,
+                                 targets,
+                                 height,
+                                 width,
+                                 grid_height,
+                                 grid_width,
+                                 pointer<int32_t>(first),
+                                 pointer<int16_t>(target),
+                                 pointer<double>(area)};
+  cpu::dispatch([&](auto set) { cpu::grid_targets<set.value>(problem); });
+}
+
+void matching_sums(uintptr_t logits, int type, bool cells_first, uintptr_t first, uintptr_t target,
+                   uintptr_t sums, const std::array<int64_t, 4>& sizes, float alpha, float gamma,
+                   bool ignore_void, int threads) {
+  const auto [queries, stride, cells, targets] = sizes;
+  at_least("queries", queries, 1);
+  at_least("stride", stride, cells_first ? queries : cells);
+  at_least("cells", cells, 0);
+  at_least("targets", targets, 0);
+  at_least("threads", threads, 1);
+  if (cells_first && (stride % cpu::kQueryBlock != 0 || float_type(type) != FloatType::float32)) {
+    throw std::invalid_argument("stride: expected float32 in whole blocks of queries, got " +
+                                std::to_string(stride));
+  }
+  const cpu::MatchingSums problem{pointer<const void>(logits),
+                                  float_type(type),
+                                  cells_first,
+                                  pointer<const int32_t>(first),
+                                  pointer<const int16_t>(target),
+                                  pointer<double>(sums),
+                                  queries,
+                                  stride,
+                                  cells,
+                                  targets,
+                                  alpha,
+                                  gamma,
+                                  ignore_void};
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::matching_sums_workspace<set.value>(problem, threads));
+    cpu::matching_sums<set.value>(problem, workspace.data(), threads);
+  });
+}
+
+void sigmoid_in_place(uintptr_t x, int64_t count, int threads) {
+  at_least("count", count, 0);
+  at_least("threads", threads, 1);
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch(
+      [&](auto set) { cpu::sigmoid_in_place<set.value>(pointer<float>(x), count, threads); });
+}
+
+void sigmoid_backward_in_place(uintptr_t x, uintptr_t grad, int64_t count, int threads) {
+  at_least("count", count, 0);
+  at_least("threads", threads, 1);
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    cpu::sigmoid_backward_in_place<set.value>(pointer<float>(x), pointer<const float>(grad), count,
+                                              threads);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -82,6 +199,19 @@ PYBIND11_MODULE(_C, m) {
   m.def("linear_assignment", &linear_assignment, py::arg("cost"), py::arg("float64"),
         py::arg("num_targets"), py::arg("query_of_target"), py::arg("gap"), py::arg("status"),
         py::arg("problems"), py::arg("targets"), py::arg("queries"), py::arg("threads"));
+  m.def("mask_loss", &mask_loss, py::arg("logits"), py::arg("type"), py::arg("pixels"),
+        py::arg("overlapping"), py::arg("occupied"), py::arg("valid"), py::arg("focal"),
+        py::arg("dice"), py::arg("slopes"), py::arg("sizes"), py::arg("alpha"), py::arg("gamma"),
+        py::arg("ignore_void"), py::arg("threads"));
+  m.def("sigmoid_in_place", &sigmoid_in_place, py::arg("x"), py::arg("count"), py::arg("threads"));
+  m.def("sigmoid_backward_in_place", &sigmoid_backward_in_place, py::arg("x"), py::arg("grad"),
+        py::arg("count"), py::arg("threads"));
+  m.def("grid_targets", &grid_targets, py::arg("pixels"), py::arg("overlapping"), py::arg("first"),
+        py::arg("target"), py::arg("area"), py::arg("sizes"));
+  m.attr("query_block") = cpu::kQueryBlock;
+  m.def("matching_sums", &matching_sums, py::arg("logits"), py::arg("type"), py::arg("cells_first"),
+        py::arg("first"), py::arg("target"), py::arg("sums"), py::arg("sizes"), py::arg("alpha"),
+        py::arg("gamma"), py::arg("ignore_void"), py::arg("threads"));
 }
 
 }  // namespace maskformer

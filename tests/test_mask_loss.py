@@ -138,14 +138,16 @@ def test_no_targets_and_strided_inputs(backend):
             torch.testing.assert_close(got, expected)
 
 
-def test_opcheck_and_compile():
-    logits, targets = inputs((2, [2, 1], 4, 5, 9, 11))
+@each_backend("mask_loss")
+def test_opcheck(backend):
+    logits, targets = inputs((2, [2, 1], 4, 5, 9, 11), device=device_of(backend))
     rows = targets.is_target.repeat(2, 1)
-    options = (targets.pixels, rows, 0.25, 2.0, True, "reference")
-    ops = torch.ops.maskformer_fast
-    torch.library.opcheck(ops.mask_loss.default, (logits, *options))
-    grads = (torch.rand(4, 2), torch.rand(4, 2))
-    torch.library.opcheck(ops.mask_loss_backward.default, (*grads, logits, *options))
+    for with_slopes in (False, True):
+        options = (targets.pixels, rows, 0.25, 2.0, True, with_slopes, backend)
+        torch.library.opcheck(torch.ops.maskformer_fast.mask_loss.default, (logits, *options))
+
+
+def test_compiles_without_a_graph_break_at_two_sizes():
     compiled = torch.compile(mask_loss, fullgraph=True, backend="aot_eager")
     for shape in SHAPES[1:3]:
         logits, targets = inputs(shape)

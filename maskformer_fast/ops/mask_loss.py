@@ -5,13 +5,15 @@
     focal ( sum_p y pos + (1 - y) neg ) / P                       pos, neg: see focal.py
     dice  1 - N / D,  N = 2 sum_p y s + 1,  D = sum_p s + sum_p y + 1
 
-With `ignore_void`, void pixels leave every sum and P (no pixel left gives 0 for focal). Backward:
+With `ignore_void`, void pixels leave every sum and P (no pixel left gives 0 for focal). Both losses
+of a mask have a slope at every cell of its grid, which the forward pass finds on its way:
 
     d focal / dx = ( y pos' + (1 - y) neg' ) / P
     d dice  / dx = (N - 2 y D) / D^2 s (1 - s)
 
-and the adjoint of the upsampling. The reference keeps the full-size masks of one layer of one image
-at a time. (Lin et al., "Focal Loss", 2017; Milletari et al., "V-Net", 2016, for dice.)
+and the adjoint of the upsampling. The backward pass is their weighted sum. The reference keeps the
+full-size masks of one layer of one image at a time.
+(Lin et al., "Focal Loss", 2017; Milletari et al., "V-Net", 2016, for dice.)
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from torch import Tensor
 
 from maskformer_fast.ops import checks
 from maskformer_fast.ops.focal import focal_derivatives, focal_terms
-from maskformer_fast.ops.registry import register, resolve
+from maskformer_fast.ops.floats import address, float_type
+from maskformer_fast.ops.registry import compiled_module, register, resolve
 from maskformer_fast.ops.upsample import upsample, upsample_adjoint
 from maskformer_fast.targets import Targets
 
@@ -60,9 +63,16 @@ def reference(
     alpha: float,
     gamma: float,
     ignore_void: bool,
-) -> tuple[Tensor, Tensor]:
-    """[N, T, h, w], pixels of B images, valid [N, T] -> focal, dice [N, T]; float32 or float64."""
-    focal, dice = _fake(mask_logits)
+    with_slopes: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, T, h, w], pixels of B images, valid [N, T] -> focal, dice [N, T], and the slopes of both.
+
+    slopes  [2, N, T, h, w], d focal / d mask_logits and d dice / d mask_logits; [2, 0] if not
+            wanted. All are float32 or float64.
+    """
+    focal, dice, slopes = _fake(
+        mask_logits, pixels, valid, alpha, gamma, ignore_void, with_slopes
+    )
     for n, row in enumerate(mask_logits):
         image = pixels[n % len(pixels)]
         x, y, counted, pixel_count = _full_size(row, image, valid[n], ignore_void)
@@ -70,59 +80,77 @@ def reference(
         numerator, denominator = _dice_parts(s, y, counted)
         focal[n] = _sum(torch.where(y > 0, pos, neg), counted) / pixel_count
         dice[n] = torch.where(valid[n], 1 - numerator / denominator, 0)
-    return focal, dice
+        if with_slopes:
+            pos, neg, slope = focal_derivatives(x, alpha, gamma)
+            n_, d_ = numerator[:, None, None], denominator[:, None, None]
+            of_focal = torch.where(y > 0, pos, neg) / pixel_count
+            of_dice = (n_ - 2 * y * d_) / d_**2 * slope
+            full = torch.where(counted, torch.stack([of_focal, of_dice]), 0)
+            slopes[:, n] = upsample_adjoint(full, (row.shape[1], row.shape[2]))
+    return focal, dice, slopes
 
 
-def reference_backward(
-    grad_focal: Tensor,
-    grad_dice: Tensor,
+def compiled(
     mask_logits: Tensor,
     pixels: Tensor,
     valid: Tensor,
     alpha: float,
     gamma: float,
     ignore_void: bool,
-) -> Tensor:
-    """Gradient of `mask_logits` [N, T, h, w] from the gradients of focal and dice [N, T]."""
-    grad = torch.empty_like(mask_logits, memory_format=torch.contiguous_format)
-    for n, row in enumerate(mask_logits):
-        image = pixels[n % len(pixels)]
-        x, y, counted, pixel_count = _full_size(row, image, valid[n], ignore_void)
-        numerator, denominator = _dice_parts(torch.sigmoid(x), y, counted)
-        pos, neg, slope = focal_derivatives(x, alpha, gamma)
-        of_focal = (grad_focal[n] / pixel_count)[:, None, None]
-        of_dice = (grad_dice[n] / denominator**2)[:, None, None]
-        overlap = numerator[:, None, None] - 2 * y * denominator[:, None, None]
-        full = of_focal * torch.where(y > 0, pos, neg) + of_dice * overlap * slope
-        grad[n] = upsample_adjoint(torch.where(counted, full, 0), (row.shape[1], row.shape[2]))
-    return grad
+    with_slopes: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference`, in C++: csrc/cpu/mask_loss.cpp, threads over the targets of all images."""
+    mask_logits, pixels, valid = (t.contiguous() for t in (mask_logits, pixels, valid))
+    focal, dice, slopes = outputs = _fake(
+        mask_logits, pixels, valid, alpha, gamma, ignore_void, with_slopes
+    )
+    overlapping = pixels.dtype == torch.bool
+    occupied = pixels.any(1) if overlapping and ignore_void else None
+    n, t, h, w = mask_logits.shape
+    images = len(pixels)
+    if focal.numel() == 0:
+        return outputs
+    compiled_module().mask_loss(
+        logits=mask_logits.data_ptr(),
+        type=float_type(mask_logits),
+        pixels=pixels.data_ptr(),
+        overlapping=overlapping,
+        occupied=address(occupied),
+        valid=valid.data_ptr(),
+        focal=focal.data_ptr(),
+        dice=dice.data_ptr(),
+        slopes=address(slopes if with_slopes else None),
+        sizes=(n // images, images, t, h, w, *pixels.shape[-2:]),
+        alpha=alpha,
+        gamma=gamma,
+        ignore_void=ignore_void,
+        threads=torch.get_num_threads(),
+    )
+    return outputs
 
 
-def _fake(mask_logits: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+def _fake(
+    mask_logits: Tensor,
+    _pixels: Tensor,
+    _valid: Tensor,
+    _alpha: float,
+    _gamma: float,
+    _ignore_void: bool,
+    with_slopes: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(mask_logits.dtype, torch.float32)
     shape = mask_logits.shape[:2]
-    return mask_logits.new_empty(shape, dtype=dtype), mask_logits.new_empty(shape, dtype=dtype)
+    slopes = (2, *mask_logits.shape) if with_slopes else (2, 0)
+    focal, dice, slopes_ = (mask_logits.new_empty(s, dtype=dtype) for s in (shape, shape, slopes))
+    return focal, dice, slopes_
 
 
-def _fake_backward(_: Tensor, __: Tensor, mask_logits: Tensor, *___: object) -> Tensor:
-    return torch.empty_like(mask_logits, memory_format=torch.contiguous_format)
-
-
-_INPUTS = (
-    "Tensor mask_logits, Tensor pixels, Tensor valid,"
-    " float alpha, float gamma, bool ignore_void, str backend"
-)
 _forward = register(
     "mask_loss",
-    f"({_INPUTS}) -> (Tensor, Tensor)",
+    "(Tensor mask_logits, Tensor pixels, Tensor valid, float alpha, float gamma,"
+    " bool ignore_void, bool with_slopes, str backend) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
-    backends={"reference": reference},
-)
-_backward = register(
-    "mask_loss_backward",
-    f"(Tensor grad_focal, Tensor grad_dice, {_INPUTS}) -> Tensor",
-    fake=_fake_backward,
-    backends={"reference": reference_backward},
+    backends={"reference": reference, "cpu": compiled},
 )
 
 
@@ -136,18 +164,23 @@ class _MaskLoss(torch.autograd.Function):
         alpha: float,
         gamma: float,
         ignore_void: bool,
+        with_slopes: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(mask_logits, pixels, valid)
-        ctx.options = (alpha, gamma, ignore_void, backend)
-        focal, dice = _forward(mask_logits, pixels, valid, *ctx.options)
+        focal, dice, slopes = _forward(
+            mask_logits, pixels, valid, alpha, gamma, ignore_void, with_slopes, backend
+        )
+        ctx.save_for_backward(slopes)
+        ctx.dtype = mask_logits.dtype
         return focal, dice
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_focal: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
-        grad = _backward(grad_focal, grad_dice, *ctx.saved_tensors, *ctx.options)
-        return grad, None, None, None, None, None, None
+        (slopes,) = ctx.saved_tensors
+        of_focal, of_dice = (grad[..., None, None] for grad in (grad_focal, grad_dice))
+        grad = (of_focal * slopes[0]).addcmul_(of_dice, slopes[1])
+        return grad.to(ctx.dtype), None, None, None, None, None, None, None
 
 
 def mask_loss(
@@ -182,7 +215,7 @@ def mask_loss(
         checks.same_device("valid", valid, mask_logits)
         rows = rows & valid
     chosen = resolve("mask_loss", backend, mask_logits.device.type, mask_logits.dtype)
-    focal, dice = _MaskLoss.apply(
-        mask_logits, targets.pixels, rows, float(alpha), float(gamma), ignore_void, chosen
-    )
+    with_slopes = torch.is_grad_enabled() and mask_logits.requires_grad
+    options = (float(alpha), float(gamma), ignore_void, with_slopes, chosen)
+    focal, dice = _MaskLoss.apply(mask_logits, targets.pixels, rows, *options)
     return focal, dice

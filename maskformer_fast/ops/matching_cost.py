@@ -12,17 +12,23 @@ With `ignore_void`, void pixels leave every sum and P (P = 0 gives 0 for focal).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maskformer_fast.ops import checks
+from maskformer_fast.ops.floats import float_type
 from maskformer_fast.ops.focal import focal_terms
 from maskformer_fast.ops.mask_logits import reference as mask_logits_reference
 from maskformer_fast.ops.precision import ieee_float32
-from maskformer_fast.ops.registry import register, resolve
+from maskformer_fast.ops.registry import compiled_module, register, resolve
 from maskformer_fast.targets import Targets
+
+
+TILE_CELLS = 4096  # of the mask grid, whose logits are held at a time
 
 
 class Weights(NamedTuple):
@@ -76,14 +82,34 @@ def reference_from_logits(
         pos, neg, s = (torch.where(counted, term, 0) for term in (pos, neg, s))
         pixel_count = counted.sum(2, keepdim=True).clamp(min=1).to(compute)
     with ieee_float32(mask_logits.device):
-        focal = (y @ (pos - neg).mT + neg.sum(2)[:, None]) / pixel_count
-        overlap = 2 * (y @ s.mT) + 1
-    dice = 1 - overlap / (s.sum(2)[:, None] + y.sum(2)[..., None] + 1)
-    probs = class_logits.to(compute).softmax(2).mT  # [B, K+1, Q]
-    class_cost = -probs.gather(1, labels[..., None].expand(-1, -1, probs.shape[2]))
+        sums = Sums(y @ (pos - neg).mT, y @ s.mT, neg.sum(2), s.sum(2), y.sum(2), pixel_count)
+    return _cost(class_logits, labels, num_targets, sums, w).to(_result_dtype(mask_logits))
+
+
+class Sums(NamedTuple):
+    """What a cost is made of: sums over the pixels that count."""
+
+    focal_overlap: Tensor  # [..., B, T, Q] y (pos - neg)
+    overlap: Tensor  # [..., B, T, Q] y s
+    neg: Tensor  # [..., B, Q]
+    sigmoid: Tensor  # [..., B, Q]
+    area: Tensor  # [B, T] y
+    pixel_count: Tensor  # [B, 1, 1] at least 1
+
+
+def _cost(
+    class_logits: Tensor, labels: Tensor, num_targets: Tensor, sums: Sums, w: Weights
+) -> Tensor:
+    """[..., B, Q, K+1], [B, T], [B] -> [..., B, T, Q]."""
+    focal = (sums.focal_overlap + sums.neg[..., None, :]) / sums.pixel_count
+    union = sums.sigmoid[..., None, :] + sums.area[..., None]
+    dice = 1 - (2 * sums.overlap + 1) / (union + 1)
+    compute = torch.promote_types(class_logits.dtype, torch.float32)
+    probs = class_logits.to(compute).softmax(-1).mT  # [..., B, K+1, Q]
+    class_cost = -probs.gather(-2, labels[..., None].expand(dice.shape))
     cost = w.class_weight * class_cost + w.mask_weight * focal + w.dice_weight * dice
-    is_target = torch.arange(t, device=labels.device) < num_targets[:, None]
-    return torch.where(is_target[..., None], cost, 0).to(_result_dtype(mask_logits))
+    is_target = torch.arange(labels.shape[1], device=labels.device) < num_targets[:, None]
+    return torch.where(is_target[..., None], cost, 0)
 
 
 def reference(
@@ -101,6 +127,130 @@ def reference(
     for layer, (logits, queries) in enumerate(zip(class_logits, mask_queries, strict=True)):
         masks = mask_logits_reference(queries.to(compute), pixel_features.to(compute), False)
         cost[layer] = reference_from_logits(logits, masks, labels, num_targets, pixels, *weights)
+    return cost
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """One image's targets at the mask grid, for the compiled module."""
+
+    first: Tensor  # [h * w + 1] int32: where each cell's targets start in `target`
+    target: Tensor  # int16
+    area: Tensor  # [T] float64
+
+    @classmethod
+    def of(cls, pixels: Tensor, num_targets: int, grid: tuple[int, int]) -> _Grid:
+        """pixels [H, W] int16 or [T, H, W] bool; grid h, w."""
+        overlapping = pixels.dtype == torch.bool
+        pixels, cells = pixels.contiguous(), grid[0] * grid[1]
+        first = torch.empty(cells + 1, dtype=torch.int32)
+        target = torch.empty(cells * (num_targets if overlapping else 1), dtype=torch.int16)
+        area = torch.empty(num_targets, dtype=torch.float64)
+        compiled_module().grid_targets(
+            pixels=pixels.data_ptr(),
+            overlapping=overlapping,
+            first=first.data_ptr(),
+            target=target.data_ptr(),
+            area=area.data_ptr(),
+            sizes=(num_targets, *pixels.shape[-2:], *grid),
+        )
+        return cls(first, target, area)
+
+    def pixel_count(self, ignore_void: bool) -> Tensor:
+        """How many cells count, at least 1: a float64 scalar."""
+        cells = len(self.first) - 1
+        counted = self.first.diff().count_nonzero() if ignore_void else torch.tensor(cells)
+        return counted.clamp(min=1).to(torch.float64)
+
+    def add_sums(
+        self, sums: Tensor, logits: Tensor, cells: slice, cells_first: bool, w: Weights
+    ) -> None:
+        """Add the terms of some cells to sums [2 T + 2, Q] float64.
+
+        logits [Q, cells] with rows apart as they are, or [cells, Q padded] float32.
+        """
+        compiled_module().matching_sums(
+            logits=logits.data_ptr(),
+            type=float_type(logits),
+            cells_first=cells_first,
+            first=self.first[cells].data_ptr(),
+            target=self.target.data_ptr(),
+            sums=sums.data_ptr(),
+            sizes=(sums.shape[1], logits.stride(0), cells.stop - cells.start, len(self.area)),
+            alpha=w.alpha,
+            gamma=w.gamma,
+            ignore_void=w.ignore_void,
+            threads=torch.get_num_threads(),
+        )
+
+
+def _unpack(sums: Tensor, grids: list[_Grid], layers: int, w: Weights) -> Sums:
+    """sums [B, 2 T + 2, L * Q] as the fields of Sums, [L, B, ...]."""
+    t = len(grids[0].area)
+    parts = sums.unflatten(2, (layers, -1)).permute(2, 0, 1, 3)  # [L, B, 2 T + 2, Q]
+    overlaps = parts[:, :, : 2 * t].unflatten(2, (2, t))
+    return Sums(
+        overlaps[:, :, 0],
+        overlaps[:, :, 1],
+        parts[:, :, -2],
+        parts[:, :, -1],
+        torch.stack([grid.area for grid in grids]),
+        torch.stack([grid.pixel_count(w.ignore_void) for grid in grids])[:, None, None],
+    )
+
+
+def compiled_from_logits(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    labels: Tensor,
+    num_targets: Tensor,
+    pixels: Tensor,
+    *weights: Any,
+) -> Tensor:
+    """As `reference_from_logits`; the sums in C++: csrc/cpu/matching_cost.cpp."""
+    w = Weights(*weights)
+    cost = _fake_from_logits(class_logits, mask_logits, labels)
+    if cost.numel() == 0:
+        return cost
+    b, q, *grid_size = mask_logits.shape
+    t, grid = labels.shape[1], (grid_size[0], grid_size[1])
+    grids = [_Grid.of(image, t, grid) for image in pixels]
+    sums = torch.zeros(b, 2 * t + 2, q, dtype=torch.float64)
+    for image, logits in enumerate(mask_logits.contiguous().flatten(2)):
+        grids[image].add_sums(sums[image], logits, slice(0, logits.shape[1]), False, w)
+    cost[:] = _cost(class_logits[None], labels, num_targets, _unpack(sums, grids, 1, w), w)[0]
+    return cost
+
+
+def compiled(
+    class_logits: Tensor,
+    mask_queries: Tensor,
+    pixel_features: Tensor,
+    labels: Tensor,
+    num_targets: Tensor,
+    pixels: Tensor,
+    *weights: Any,
+) -> Tensor:
+    """As `reference`; logits of all layers by torch's matmul, TILE_CELLS cells at a time."""
+    w = Weights(*weights)
+    cost = _fake(class_logits, mask_queries, pixel_features, labels)
+    if cost.numel() == 0:
+        return cost
+    layers, b, q, c = mask_queries.shape
+    t, grid = labels.shape[1], (pixel_features.shape[2], pixel_features.shape[3])
+    grids = [_Grid.of(image, t, grid) for image in pixels]
+    sums = torch.zeros(b, 2 * t + 2, layers * q, dtype=torch.float64)
+    block = compiled_module().query_block
+    for image in range(b):
+        queries = mask_queries[:, image].reshape(layers * q, c).float()
+        queries = F.pad(queries, (0, 0, 0, -len(queries) % block))
+        features = pixel_features[image].flatten(1)  # [C, h * w]
+        for start in range(0, features.shape[1], TILE_CELLS):
+            cells = slice(start, min(start + TILE_CELLS, features.shape[1]))
+            with ieee_float32(queries.device):
+                logits = features[:, cells].float().T @ queries.T
+            grids[image].add_sums(sums[image], logits, cells, True, w)
+    cost[:] = _cost(class_logits, labels, num_targets, _unpack(sums, grids, layers, w), w)
     return cost
 
 
@@ -125,14 +275,14 @@ _from_embeddings = register(
     "(Tensor class_logits, Tensor mask_queries, Tensor pixel_features, Tensor labels,"
     f" Tensor num_targets, Tensor pixels, {WEIGHTS_SCHEMA}) -> Tensor",
     fake=_fake,
-    backends={"reference": reference},
+    backends={"reference": reference, "cpu": compiled},
 )
 _from_logits = register(
     "matching_cost_from_logits",
     "(Tensor class_logits, Tensor mask_logits, Tensor labels, Tensor num_targets,"
     f" Tensor pixels, {WEIGHTS_SCHEMA}) -> Tensor",
     fake=_fake_from_logits,
-    backends={"reference": reference_from_logits},
+    backends={"reference": reference_from_logits, "cpu": compiled_from_logits},
 )
 
 
