@@ -44,10 +44,10 @@ class Embeddings(NamedTuple):
 
 
 def scene(b: int, q: int, t: int, k: int, grid: Size, size: Size) -> Scene:
-    """T of the Q queries each own a region of the image; their edges are the targets' edges."""
+    """T >= 2 of the Q queries each own a region of the image, whose edges are the targets'."""
     generator = torch.Generator().manual_seed(0)
     fields = _smooth((b, t), grid, generator)
-    best, second = fields.topk(min(2, t), 1).values.unbind(1) if t > 1 else (fields[:, 0], 0)
+    best, second = fields.topk(2, 1).values.unbind(1)
     margin = torch.where(fields == best[:, None], fields - second[:, None], fields - best[:, None])
     mask_logits = 2 * _smooth((b, q), grid, generator) - 8  # of queries that see nothing
     mask_logits[:, :t] = SHARPNESS * margin

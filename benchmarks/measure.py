@@ -37,7 +37,7 @@ class Effort(NamedTuple):
     warm_calls: int
 
 
-FULL = Effort(rounds=9, turn=0.2, patience=10.0, warm_up=1.0, warm_calls=3)
+FULL = Effort(rounds=7, turn=0.2, patience=5.0, warm_up=0.5, warm_calls=2)
 QUICK = Effort(rounds=FEWEST_ROUNDS, turn=0.05, patience=0.0, warm_up=0.1, warm_calls=1)
 
 

@@ -78,7 +78,8 @@ def table(report: Report) -> str:
     for rows in races(report):
         lines.append((f"\n{rows[0]['title']}  {rows[0]['shape']}",))
         lines += map(_cells, rows)
-    widths = [max(len(cell) for cell in column) for column in zip(*_wide(lines), strict=True)]
+    whole = [line for line in lines if len(line) == len(HEADER)]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
     text = ("  ".join(map(_align, line, widths, range(len(line)))).rstrip() for line in lines)
     notes = [
         "ratio: baseline / median, above 1 is faster; * what backend='auto' takes; = baseline",
@@ -93,10 +94,6 @@ def summary(report: Report) -> str:
     versions = [f"{name} {version}" for name, version in where["versions"].items()]
     parts = [where["device"], f"{where['threads']} threads", where["instruction_set"]]
     return ", ".join([*filter(None, parts), *versions, f"commit {where['commit']}"])
-
-
-def _wide(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    return [line for line in lines if len(line) == len(HEADER)]
 
 
 def _align(cell: str, width: int, column: int) -> str:
@@ -172,9 +169,8 @@ def markdown(report: Report) -> str:
         if ours is None or theirs is None or ours["case"] == SCALING:
             continue
         memory = f"{megabytes(ours['peak_bytes'])} / {megabytes(theirs['peak_bytes'])}"
-        against = f"{theirs['contender']}"
-        ratio = times_faster(ours["ratio"])
-        lines.append(f"| {ours['title']} | {ours['shape']} | {against} | {ratio} | {memory} |")
+        cells = (ours["title"], ours["shape"], theirs["contender"], times_faster(ours["ratio"]))
+        lines.append(f"| {' | '.join((*cells, memory))} |")
     return "\n".join([*lines, "", f"Measured on {summary(report)}."])
 
 
@@ -217,7 +213,7 @@ def comparison(old: Report, new: Report) -> str:
     for row, change in changes(old, new):
         text = "not timed now" if change is None else f"{change - 1:+.0%} time"
         lines.append(f"  {text:>14}  {row['title']}  {row['shape']}  {row['contender']}")
-    return "\n".join(lines)
+    return "\n".join(lines if len(lines) > 1 else [*lines, "  nothing in common"])
 
 
 def slower(old: Report, new: Report, limit: float) -> list[Row]:
