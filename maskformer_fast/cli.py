@@ -1,4 +1,4 @@
-"""The command line: predict, convert, info.
+"""The command line: predict, convert, info, bench.
 
 stdout is data, stderr is log. Exit codes: 0 all went well, 1 something failed and stderr says what,
 2 the arguments are not understood, 130 interrupted.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, count
@@ -25,6 +26,7 @@ from maskformer_fast.ops.panoptic_map import DIALECTS
 from maskformer_fast.predict import TASKS, default_weights, predict, write_prediction
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
+NO_PREFIX = "\0"  # no argument starts with it: options of another parser pass as they are
 FAILURES = (OSError, ValueError, MemoryError, RuntimeError)  # of one picture, or of all
 
 
@@ -57,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("info", help="versions, devices, and which backends run")
     command.set_defaults(run=_info)
+
+    command = commands.add_parser(
+        "bench",
+        help="benchmarks/run.py of a checkout, with its arguments",
+        add_help=False,
+        prefix_chars=NO_PREFIX,
+    )
+    command.add_argument("arguments", nargs="*")
+    command.set_defaults(run=_bench)
     return parser
 
 
@@ -118,6 +129,19 @@ def _convert(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     print(info())
     return OK
+
+
+def _bench(options: argparse.Namespace) -> int:
+    root = Path(__file__).resolve().parent.parent
+    script = root / "benchmarks" / "run.py"
+    if not script.is_file():
+        raise FileNotFoundError(
+            f"bench: {script} is not there: benchmarks are part of a checkout, not of the package"
+        )
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, str(script), *options.arguments]
+    return subprocess.run(command, env=environment).returncode
 
 
 def _share(text: str) -> float:
