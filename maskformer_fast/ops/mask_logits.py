@@ -46,7 +46,7 @@ def reference_backward(
 
 
 def compiled(mask_queries: Tensor, pixel_features: Tensor, sigmoid: bool) -> Tensor:
-    """As `reference`: torch's product, and the sigmoid in place in C++ (csrc/cpu/mask_logits.cpp)."""
+    """As `reference`: torch's product, then the sigmoid in place: csrc/cpu/mask_logits.cpp."""
     queries, features = mask_queries.float(), pixel_features.flatten(2).float()
     with ieee_float32(queries.device):
         result = queries @ features  # [B, Q, h * w]

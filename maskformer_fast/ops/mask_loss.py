@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from maskformer_fast.ops import checks
-from maskformer_fast.ops.focal import focal_derivatives, focal_terms
 from maskformer_fast.ops.floats import address, float_type
+from maskformer_fast.ops.focal import focal_derivatives, focal_terms
 from maskformer_fast.ops.registry import compiled_module, register, resolve
 from maskformer_fast.ops.upsample import upsample, upsample_adjoint
 from maskformer_fast.targets import Targets
@@ -70,9 +70,7 @@ def reference(
     slopes  [2, N, T, h, w], d focal / d mask_logits and d dice / d mask_logits; [2, 0] if not
             wanted. All are float32 or float64.
     """
-    focal, dice, slopes = _fake(
-        mask_logits, pixels, valid, alpha, gamma, ignore_void, with_slopes
-    )
+    focal, dice, slopes = _fake(mask_logits, pixels, valid, alpha, gamma, ignore_void, with_slopes)
     for n, row in enumerate(mask_logits):
         image = pixels[n % len(pixels)]
         x, y, counted, pixel_count = _full_size(row, image, valid[n], ignore_void)

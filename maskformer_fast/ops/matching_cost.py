@@ -27,7 +27,6 @@ from maskformer_fast.ops.precision import ieee_float32
 from maskformer_fast.ops.registry import compiled_module, register, resolve
 from maskformer_fast.targets import Targets
 
-
 TILE_CELLS = 4096  # of the mask grid, whose logits are held at a time
 
 
