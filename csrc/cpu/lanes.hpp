@@ -72,9 +72,9 @@ inline void replace(double* array, int64_t index, double value) {
         first_indices() == all(static_cast<double>(index % kLanes)) ? all(value) : load(start));
 }
 
-// The lowest index at which the array holds `value`; `value` must be there.
-inline int64_t index_of(double value, const double* array) {
-  for (int64_t start = 0;; start += kLanes) {
+// The lowest index at which the array [size] holds `value`; 0 if it does not. Whole vectors only.
+inline int64_t index_of(double value, const double* array, int64_t size) {
+  for (int64_t start = 0; start < size; start += kLanes) {
     const Lanes lanes = load(array + start);
 #if defined(__AVX512F__)
     const int found = _mm512_cmp_pd_mask(lanes, all(value), _CMP_EQ_OQ);
@@ -85,6 +85,7 @@ inline int64_t index_of(double value, const double* array) {
 #endif
     if (found != 0) return start + __builtin_ctz(found);
   }
+  return 0;
 }
 
 // The least value that was taken in, and the lowest index at which it was.
@@ -92,7 +93,7 @@ class Least {
  public:
   void take(Lanes value) {
     at_ = value < value_ ? index_ : at_;
-    value_ = smaller(value, value_);
+    value_ = smaller(value_, value);  // a minimum, which does not wait for that comparison
     index_ += all(static_cast<double>(kLanes));
   }
   int64_t index() const {

@@ -213,7 +213,7 @@ Bid best_bid(const Problem<Cost>& p, int64_t row) {
     first = smaller(value, first);
   }
   const double lowest = least(first);
-  const int64_t column = index_of(lowest, p.distance);
+  const int64_t column = index_of(lowest, p.distance, p.stride);
   first[column % kLanes] = second[column % kLanes];
   return {column, smaller(least(first), least(second)) - lowest};
 }
@@ -239,7 +239,8 @@ void start_by_auction(const Problem<Cost>& p) {
   }
 }
 
-// Finds the shortest path from `start` to a free column; returns its last step.
+// Finds the shortest path from `start` to a free column; returns its last step. Each step before
+// that settles a matched column, of which there are fewer than rows.
 template <typename Cost>
 int64_t find_path(const Problem<Cost>& p, int64_t start) {
   for (int64_t j = 0; j < p.stride; j += kLanes) store(p.distance + j, all(kInfinity));
@@ -247,12 +248,12 @@ int64_t find_path(const Problem<Cost>& p, int64_t start) {
   for (int64_t last = 0;; ++last) {
     const double length = relax(p, step.row, step.offset);
     const bool longer = last > 0 && length > step.distance;
-    step.column = longer ? index_of(length, p.distance) : free_column_first(p, length);
+    step.column = longer ? index_of(length, p.distance, p.stride) : free_column_first(p, length);
     step.distance = length;
     step.price = p.price[step.column];
     p.path[last] = step;
     step.row = p.row_of[step.column];
-    if (step.row == kNone) return last;
+    if (step.row == kNone || last + 1 == p.rows) return last;
     step.offset = p.cost[step.row * p.stride + step.column] - step.price - length;
     replace(p.price, step.column, -kInfinity);
     replace(p.distance, step.column, kInfinity);
