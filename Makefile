@@ -1,7 +1,9 @@
-# make demo    shipped weights on generated scenes: prints PQ, writes pictures to demo/
-# make test    all tests that fit a laptop
-# make lint    ruff, clang-format, mypy
-# make build   the environment in .venv and the compiled module, which the others do by themselves
+# make demo      shipped weights on generated scenes: prints PQ, writes pictures to demo/
+# make test      all tests that fit a laptop
+# make lint      ruff, clang-format, mypy
+# make sanitize  the op tests on the C++ code, built by gcc with AddressSanitizer and UBSan into
+#                build/sanitize, beside the module that the others use
+# make build     the environment in .venv and the compiled module, which the others do by themselves
 #
 # PYTHON    the interpreter that .venv is made from
 # TORCH     the torch to install; TORCH='torch>=2.11' takes the newest
@@ -13,8 +15,9 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/ready
 CPP := $(shell find csrc -name '*.?pp')
+OP_TESTS := $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/[a-z]*_*.py))
 
-.PHONY: demo test lint build
+.PHONY: demo test lint sanitize build
 .DELETE_ON_ERROR:
 
 demo: build
@@ -28,6 +31,17 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
+
+# CMake adds no flags for a build type that it does not know. The sanitizer must be loaded first,
+# and finds what throws exceptions only if libstdc++ is loaded with it.
+sanitize: export CXXFLAGS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: export CMAKE_BUILD_TYPE = Sanitize
+sanitize: build
+	rm -rf build/sanitize
+	$(BIN)/pip install --quiet --no-deps --target build/sanitize .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize OMP_NUM_THREADS=2 \
+	    $(BIN)/pytest -q $(OP_TESTS) -k "cpu and not compiles and not opcheck"
 
 build: $(READY)
 

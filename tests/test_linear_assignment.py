@@ -51,6 +51,9 @@ FAMILIES = {
     "integer_ties": lambda n, t, q: (random(n, t, q) * 5).floor(),
     "constant": lambda n, t, q: torch.full((n, t, q), -2.5, dtype=torch.float64),
     "negative": lambda n, t, q: -1e3 * random(n, t, q),
+    "all_magnitudes": lambda n, t, q: 10 ** (16 * random(n, t, q) - 8),
+    "last_bits": lambda n, t, q: 1 + (random(n, t, q) * 4).floor() * 2.0**-52,
+    "few_cheap": lambda n, t, q: random(n, t, q) + 1e6 * (random(n, t, q, seed=1) < 0.9),
 }
 
 
@@ -208,6 +211,16 @@ def test_any_layout_gives_the_same(backend: str) -> None:
 
 
 @every_backend
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_any_alignment_gives_the_same(backend: str, dtype: torch.dtype) -> None:
+    for t, q in ((5, 24), (9, 9), (7, 3)):
+        cost = random(4, t, q).to(dtype)
+        shifted = torch.cat([cost.new_zeros(1), cost.flatten()])[1:].view(cost.shape)
+        assert shifted.data_ptr() % 8 != 0 or dtype == torch.float64
+        assert all(map(torch.equal, run(shifted, backend), run(cost, backend)))
+
+
+@every_backend
 def test_same_bits_every_run_whatever_the_threads(backend: str) -> None:
     cost = FAMILIES["integer_ties"](16, 20, 30)
     expected = run(cost, backend)
@@ -222,12 +235,25 @@ def test_same_bits_every_run_whatever_the_threads(backend: str) -> None:
 
 @every_backend
 def test_calls_from_several_python_threads(backend: str) -> None:
-    costs = [random(6, 15, 25, seed=seed) for seed in range(8)]
+    costs = [random(6, 15 + seed, 18, seed=seed) for seed in range(8)]
     expected = [run(cost, backend) for cost in costs]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda cost: run(cost, backend), costs * 4))
     for result, wanted in zip(results, expected * 4, strict=True):
         assert all(map(torch.equal, result, wanted))
+
+
+@pytest.mark.large
+@every_backend
+def test_offsets_past_32_bits(backend: str) -> None:
+    if backend == "reference":
+        pytest.skip("reference: a million calls of SciPy")
+    cost = torch.zeros(2**20 + 1, 2, 1025, device=device_of(backend))
+    assert cost[:-1].numel() > 2**31
+    cost[-2:] = random(2, 2, 1025).to(cost)
+    result = run(cost, backend)
+    check(cost[-2:], Assignment(*(part[-2:] for part in result)))
+    check(cost[:2], Assignment(*(part[:2] for part in result)))
 
 
 @every_backend
@@ -331,33 +357,34 @@ import numpy as np
 spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-for t, q in ((1, 1), (7, 9), (33, 31), (40, 100)):
-    cost = np.random.default_rng(0).random((3, t, q))
+for t, q in ((1, 1), (7, 9), (33, 31), (32, 32), (40, 100)):
+    cost = np.random.default_rng(0).random((3, t, q)).astype(sys.argv[2])
     counts = np.full(3, t, dtype=np.int32)
     matching, gap, status = np.zeros((3, t), int), np.zeros(3), np.zeros(3, np.int8)
     arrays = (counts, matching, gap, status)
     module.linear_assignment(
-        cost.ctypes.data, True, *(a.ctypes.data for a in arrays), 3, t, q, threads=2
+        cost.ctypes.data, cost.itemsize == 8, *(a.ctypes.data for a in arrays), 3, t, q, threads=2
     )
     print(matching.tolist(), gap.tolist(), status.tolist())
 print(module.instruction_set(), "torch" in sys.modules, file=sys.stderr)
 """
 
 
-def assign_with(instructions: str) -> subprocess.CompletedProcess[str]:
+def assign_with(instructions: str, dtype: str = "float64") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"MASKFORMER_FAST_INSTRUCTION_SET": instructions}
-    command = [sys.executable, "-c", ASSIGN_WITH_NUMPY, compiled_module().__file__]
+    command = [sys.executable, "-c", ASSIGN_WITH_NUMPY, compiled_module().__file__, dtype]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @needs_compiled_module
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("instructions", ["avx2", "avx512"])
-def test_every_instruction_set_gives_the_same(instructions: str) -> None:
-    result = assign_with(instructions)
+def test_every_instruction_set_gives_the_same(instructions: str, dtype: str) -> None:
+    result = assign_with(instructions, dtype)
     if "one that this machine runs" in result.stderr:
         pytest.skip(f"this machine does not run {instructions}")
     assert result.stderr.split() == [instructions, "False"]
-    assert result.stdout == assign_with("baseline").stdout != ""
+    assert result.stdout == assign_with("baseline", dtype).stdout != ""
 
 
 @needs_compiled_module

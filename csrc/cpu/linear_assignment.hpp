@@ -7,17 +7,27 @@
 
 namespace maskformer::cpu {
 
-constexpr int64_t kAssignmentArrays = 9;  // of one item per padded column, besides the costs
+// One row scan of a search for a path, and the column that was nearest after it.
+struct AssignmentStep {
+  int64_t row;
+  double offset;  // taken from the row's costs minus prices to make them distances
+  int64_t column;
+  double price;     // of the column, before the search
+  double distance;  // to the column
+};
+
+constexpr int64_t kAssignmentArrays = 5;  // of eight bytes per padded column, besides the costs
 
 // Columns padded to whole cache lines of float64.
 static inline int64_t assignment_stride(int64_t columns) { return (columns + 7) / 8 * 8; }
 
-// Bytes of workspace that one thread needs for problems of this size.
+// Bytes of workspace, in whole cache lines, that one thread needs for problems of this size.
 static inline int64_t linear_assignment_workspace(int64_t targets, int64_t queries) {
   const int64_t rows = targets < queries ? targets : queries;
   const int64_t columns = targets < queries ? queries : targets;
-  return (rows + kAssignmentArrays) * assignment_stride(columns) *
-         static_cast<int64_t>(sizeof(double));
+  const int64_t items = (rows + kAssignmentArrays) * assignment_stride(columns);
+  const int64_t steps = rows * static_cast<int64_t>(sizeof(AssignmentStep));
+  return items * static_cast<int64_t>(sizeof(double)) + (steps + 63) / 64 * 64;
 }
 
 // See linear_assignment.cpp. Cost is float or double; threads >= 1; workspace: 64-byte aligned,

@@ -35,12 +35,11 @@ def tensor(
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     symbols = layout.split()
-    wanted = f"[{', '.join(f'{s}={sizes[s]}' if s in sizes else s for s in symbols)}]"
-    if value.dim() != len(symbols):
-        raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
-    for symbol, size in zip(symbols, value.shape, strict=True):
-        if sizes.setdefault(symbol, size) != size:
-            raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
+    found = dict(zip(symbols, value.shape, strict=False))
+    if value.dim() != len(symbols) or any(sizes.get(s, n) != n for s, n in found.items()):
+        wanted = ", ".join(f"{s}={sizes[s]}" if s in sizes else s for s in symbols)
+        raise ValueError(f"{name}: expected shape [{wanted}], got {tuple(value.shape)}")
+    sizes.update(found)
     if like is None and value.dtype not in dtypes:
         expected = ", ".join(str(d) for d in dtypes)
         raise TypeError(f"{name}: expected dtype {expected}; got {value.dtype}")

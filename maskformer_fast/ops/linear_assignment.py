@@ -159,10 +159,14 @@ def linear_assignment(
     sizes = checks.Sizes()
     checks.tensor("cost", cost, f"{leading} T Q", sizes)
     checks.queries("cost", sizes)
-    *batch, t, q = cost.shape
     counts = _counts(num_targets, cost)
     chosen = resolve("linear_assignment", backend, cost.device.type, cost.dtype)
-    problems = cost.detach().reshape(math.prod(batch), t, q)
+    if cost.requires_grad:
+        cost = cost.detach()
+    if cost.dim() == 3:
+        return Assignment(*_assign(cost, counts, chosen))
+    *batch, t, q = cost.shape
+    problems = cost.reshape(math.prod(batch), t, q)
     query_of_target, gap, status = _assign(problems, counts, chosen)
     return Assignment(query_of_target.reshape(*batch, t), gap.reshape(batch), status.reshape(batch))
 
@@ -171,7 +175,7 @@ def _counts(num_targets: Tensor | None, cost: Tensor) -> Tensor:
     """`num_targets` as int32 [N], one for each problem of `cost`, on its device."""
     *batch, t, _ = cost.shape
     if num_targets is None:
-        return torch.full(batch, t, dtype=torch.int32, device=cost.device).reshape(-1)
+        return torch.full((math.prod(batch),), t, dtype=torch.int32, device=cost.device)
     if not isinstance(num_targets, Tensor):
         raise TypeError(f"num_targets: expected a Tensor, got {type(num_targets).__name__}")
     checks.same_device("num_targets", num_targets, cost)

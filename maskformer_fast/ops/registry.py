@@ -13,6 +13,7 @@ reference where there is none. A backend that is named and cannot run raises and
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -40,7 +41,7 @@ class Op:
     float64_kernels: bool  # kernels take float64 too (linear_assignment)
 
     def __call__(self, *arguments: Any) -> Any:
-        return getattr(torch.ops.maskformer_fast, self.name)(*arguments)
+        return getattr(torch.ops.maskformer_fast, self.name).default(*arguments)
 
 
 OPS: dict[str, Op] = {}
@@ -144,6 +145,7 @@ def _obstacle(op: Op, backend: str, device: str, dtype: torch.dtype) -> str | No
     return None if device == expected else f"it takes {expected} tensors, got {device}"
 
 
+@functools.cache  # of the module: a failed import is tried again
 def compiled_module() -> Any:
     """The compiled module `maskformer_fast._C`; ImportError where it is not built."""
     return importlib.import_module("maskformer_fast._C")
