@@ -25,7 +25,7 @@
 #include <type_traits>
 
 #include "core/linear_assignment.hpp"
-#include "cpu/lanes.hpp"
+#include "cpu/double_lanes.hpp"
 #include "cpu/parallel.hpp"
 
 namespace maskformer::cpu {
