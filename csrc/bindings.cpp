@@ -3,8 +3,10 @@
 // would turn into an access outside the tensors.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -13,6 +15,7 @@
 
 #include "cpu/instruction_set.hpp"
 #include "cpu/linear_assignment.hpp"
+#include "cpu/semantic_map.hpp"
 
 namespace py = pybind11;
 
@@ -73,6 +76,62 @@ void linear_assignment(uintptr_t cost, bool float64, uintptr_t num_targets,
   });
 }
 
+// The maps: sizes in the order of MapShape.
+cpu::MapShape map_shape(const std::array<int64_t, 6>& sizes) {
+  const char* names[] = {"images", "queries", "rows", "columns", "height", "width"};
+  for (size_t i = 0; i < sizes.size(); ++i) at_least(names[i], sizes[i], i == 0 ? 0 : 1);
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
+}
+
+// Region [B, 2]: 0 < rows <= h and 0 < columns <= w keep the reads inside the grid.
+cpu::MaskLogits map_logits(uintptr_t logits, int precision, uintptr_t region,
+                           const cpu::MapShape& shape) {
+  const double* extent = pointer<const double>(region);
+  for (int64_t n = 0; n < shape.images; ++n) {
+    const double rows = extent[2 * n], columns = extent[2 * n + 1];
+    if (!(rows > 0 && rows <= static_cast<double>(shape.rows) && columns > 0 &&
+          columns <= static_cast<double>(shape.columns))) {
+      throw std::invalid_argument("region: expected rows and columns of the mask grid, got " +
+                                  std::to_string(rows) + ", " + std::to_string(columns));
+    }
+  }
+  return {pointer<const void>(logits), static_cast<cpu::Precision>(precision), extent};
+}
+
+void semantic_map(uintptr_t mask_logits, int precision, uintptr_t region, uintptr_t all,
+                  uintptr_t large, uintptr_t others, uintptr_t labels, int label_bytes,
+                  uintptr_t scores, const std::array<int64_t, 6>& sizes, int64_t classes,
+                  bool sigmoid_first, int threads) {
+  const cpu::MapShape shape = map_shape(sizes);
+  const cpu::MaskLogits logits = map_logits(mask_logits, precision, region, shape);
+  at_least("classes", classes, 1);
+  at_least("threads", threads, 1);
+  const cpu::ClassProbabilities probs{classes, pointer<const float>(all),
+                                      pointer<const float>(large), pointer<const float>(others)};
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(threads *
+                        cpu::semantic_map_workspace<set.value>(shape, classes, sigmoid_first));
+    const auto run = [&](auto* map) {
+      cpu::semantic_map<set.value>(logits, probs, map, pointer<float>(scores), shape, sigmoid_first,
+                                   workspace.data(), threads);
+    };
+    switch (label_bytes) {
+      case 1:
+        return run(pointer<uint8_t>(labels));
+      case 2:
+        return run(pointer<uint16_t>(labels));
+      case 4:
+        return run(pointer<uint32_t>(labels));
+      case 8:
+        return run(pointer<uint64_t>(labels));
+      default:
+        throw std::invalid_argument("label_bytes: expected 1, 2, 4 or 8, got " +
+                                    std::to_string(label_bytes));
+    }
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -82,6 +141,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("linear_assignment", &linear_assignment, py::arg("cost"), py::arg("float64"),
         py::arg("num_targets"), py::arg("query_of_target"), py::arg("gap"), py::arg("status"),
         py::arg("problems"), py::arg("targets"), py::arg("queries"), py::arg("threads"));
+  m.def("semantic_map", &semantic_map, py::arg("mask_logits"), py::arg("precision"),
+        py::arg("region"), py::arg("all"), py::arg("large"), py::arg("others"), py::arg("labels"),
+        py::arg("label_bytes"), py::arg("scores"), py::arg("sizes"), py::arg("classes"),
+        py::arg("sigmoid_first"), py::arg("threads"));
 }
 
 }  // namespace maskformer
