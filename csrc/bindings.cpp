@@ -13,8 +13,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/instance_masks.hpp"
 #include "cpu/instruction_set.hpp"
 #include "cpu/linear_assignment.hpp"
+#include "cpu/panoptic_map.hpp"
 #include "cpu/semantic_map.hpp"
 
 namespace py = pybind11;
@@ -110,8 +112,8 @@ void semantic_map(uintptr_t mask_logits, int precision, uintptr_t region, uintpt
                                       pointer<const float>(large), pointer<const float>(others)};
   const py::gil_scoped_release no_gil;
   cpu::dispatch([&](auto set) {
-    Workspace workspace(threads *
-                        cpu::semantic_map_workspace<set.value>(shape, classes, sigmoid_first));
+    Workspace workspace(
+        cpu::semantic_map_workspace<set.value>(shape, classes, sigmoid_first, threads));
     const auto run = [&](auto* map) {
       cpu::semantic_map<set.value>(logits, probs, map, pointer<float>(scores), shape, sigmoid_first,
                                    workspace.data(), threads);
@@ -132,6 +134,79 @@ void semantic_map(uintptr_t mask_logits, int precision, uintptr_t region, uintpt
   });
 }
 
+void panoptic_map(uintptr_t mask_logits, int precision, uintptr_t region, uintptr_t score,
+                  uintptr_t label, uintptr_t is_thing, uintptr_t segments,
+                  uintptr_t segment_of_query, uintptr_t area, const std::array<int64_t, 6>& sizes,
+                  int64_t classes, int dialect, float score_threshold, float mask_threshold,
+                  float overlap_threshold, int threads) {
+  const cpu::MapShape shape = map_shape(sizes);
+  const cpu::MaskLogits logits = map_logits(mask_logits, precision, region, shape);
+  at_least("classes", classes, 1);
+  at_least("threads", threads, 1);
+  const int64_t* labels = pointer<const int64_t>(label);
+  for (int64_t i = 0; i < shape.images * shape.queries; ++i) {
+    if (labels[i] < 0 || labels[i] > classes) {
+      throw std::invalid_argument("label: expected values in [0, " + std::to_string(classes) +
+                                  "], got " + std::to_string(labels[i]));
+    }
+  }
+  const PanopticRules rules{static_cast<Dialect>(dialect), score_threshold, mask_threshold,
+                            overlap_threshold};
+  const cpu::ClassifiedQueries queries{classes, pointer<const float>(score), labels,
+                                       pointer<const uint8_t>(is_thing)};
+  const cpu::PanopticOutput output{pointer<int32_t>(segments), pointer<int32_t>(segment_of_query),
+                                   pointer<int32_t>(area)};
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::panoptic_map_workspace<set.value>(
+        shape, classes, rules.dialect == Dialect::transformers, threads));
+    cpu::panoptic_map<set.value>(logits, queries, rules, output, shape, workspace.data(), threads);
+  });
+}
+
+// query [count]: which of the B * Q grids.
+const int64_t* grid_indices(uintptr_t query, int64_t count, const cpu::MapShape& shape) {
+  const int64_t* indices = pointer<const int64_t>(query);
+  at_least("count", count, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    if (indices[i] < 0 || indices[i] >= shape.images * shape.queries) {
+      throw std::invalid_argument("query: expected values in [0, B * Q), got " +
+                                  std::to_string(indices[i]));
+    }
+  }
+  return indices;
+}
+
+void instance_statistics(uintptr_t mask_logits, int precision, uintptr_t region, uintptr_t query,
+                         int64_t count, uintptr_t mean, uintptr_t boxes,
+                         const std::array<int64_t, 6>& sizes, int threads) {
+  const cpu::MapShape shape = map_shape(sizes);
+  const cpu::MaskLogits logits = map_logits(mask_logits, precision, region, shape);
+  at_least("threads", threads, 1);
+  const int64_t* indices = grid_indices(query, count, shape);
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::instance_masks_workspace<set.value>(shape, count, threads));
+    cpu::instance_statistics<set.value>(logits, indices, count, pointer<float>(mean),
+                                        pointer<int32_t>(boxes), shape, workspace.data(), threads);
+  });
+}
+
+void instance_masks(uintptr_t mask_logits, int precision, uintptr_t region, uintptr_t query,
+                    int64_t count, uintptr_t masks, const std::array<int64_t, 6>& sizes,
+                    int threads) {
+  const cpu::MapShape shape = map_shape(sizes);
+  const cpu::MaskLogits logits = map_logits(mask_logits, precision, region, shape);
+  at_least("threads", threads, 1);
+  const int64_t* indices = grid_indices(query, count, shape);
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::instance_masks_workspace<set.value>(shape, count, threads));
+    cpu::instance_masks<set.value>(logits, indices, count, pointer<uint8_t>(masks), shape,
+                                   workspace.data(), threads);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -145,6 +220,17 @@ PYBIND11_MODULE(_C, m) {
         py::arg("region"), py::arg("all"), py::arg("large"), py::arg("others"), py::arg("labels"),
         py::arg("label_bytes"), py::arg("scores"), py::arg("sizes"), py::arg("classes"),
         py::arg("sigmoid_first"), py::arg("threads"));
+  m.def("panoptic_map", &panoptic_map, py::arg("mask_logits"), py::arg("precision"),
+        py::arg("region"), py::arg("score"), py::arg("label"), py::arg("is_thing"),
+        py::arg("segments"), py::arg("segment_of_query"), py::arg("area"), py::arg("sizes"),
+        py::arg("classes"), py::arg("dialect"), py::arg("score_threshold"),
+        py::arg("mask_threshold"), py::arg("overlap_threshold"), py::arg("threads"));
+  m.def("instance_statistics", &instance_statistics, py::arg("mask_logits"), py::arg("precision"),
+        py::arg("region"), py::arg("query"), py::arg("count"), py::arg("mean"), py::arg("boxes"),
+        py::arg("sizes"), py::arg("threads"));
+  m.def("instance_masks", &instance_masks, py::arg("mask_logits"), py::arg("precision"),
+        py::arg("region"), py::arg("query"), py::arg("count"), py::arg("masks"), py::arg("sizes"),
+        py::arg("threads"));
 }
 
 }  // namespace maskformer

@@ -27,18 +27,9 @@ constexpr int64_t kBandRows = 16;     // rows of cells that one thread walks dow
 // A larger logit, or an infinite one, may sample to anything.
 constexpr float kWild = 1e30f;
 
-// What bounds give away to rounding, relative. Ties are within it.
-constexpr float kMargin = 1e-5f;
-
 inline float probability(float logit) {
   const float p = sigmoid(logit);
   return p == p ? p : 0.0f;
-}
-
-// Whether cells hold enough pixels for bounds to save more than they cost.
-inline bool pays_to_bound(const MapShape& shape) {
-  constexpr int64_t kPixels = 4;
-  return shape.height * shape.width >= kPixels * shape.rows * shape.columns;
 }
 
 // The sources along one axis of an image, and the first output of every cell.
@@ -49,24 +40,50 @@ struct Axis {
   int32_t* first;  // [cells + 1] outputs [first[c], first[c + 1]) lie in cell c
 };
 
-inline Axis lay_out_axis(Arena& arena, int64_t cells, int64_t size) {
-  Axis axis{};
-  axis.low = arena.take<int32_t>(size);
-  axis.weight = arena.take<float>(size);
-  axis.first = arena.take<int32_t>(cells + 1);
-  return axis;
+// The same for all images of a batch.
+struct AxisStore {
+  int64_t size, cells;
+  int32_t* low;    // [B, size]
+  float* weight;   // [B, size]
+  int32_t* first;  // [B, cells + 1]
+
+  Axis of_image(int64_t image, double extent) const {
+    return {cells_within(extent), low + image * size, weight + image * size,
+            first + image * (cells + 1)};
+  }
+};
+
+struct Axes {
+  AxisStore rows, columns;
+};
+
+inline AxisStore lay_out_axis(Arena& arena, int64_t images, int64_t cells, int64_t size) {
+  return {size, cells, arena.take<int32_t>(images * size), arena.take<float>(images * size),
+          arena.take<int32_t>(images * (cells + 1))};
 }
 
-inline void fill_axis(Axis& axis, int64_t size, double extent) {
-  axis.cells = cells_within(extent);
+inline Axes lay_out_axes(Arena& arena, const MapShape& shape) {
+  const AxisStore rows = lay_out_axis(arena, shape.images, shape.rows, shape.height);
+  return {rows, lay_out_axis(arena, shape.images, shape.columns, shape.width)};
+}
+
+inline void fill_axis(const AxisStore& store, int64_t image, double extent) {
+  const Axis axis = store.of_image(image, extent);
   int64_t next = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    const Source source = bilinear_source(i, size, extent);
+  for (int64_t i = 0; i < store.size; ++i) {
+    const Source source = bilinear_source(i, store.size, extent);
     axis.low[i] = static_cast<int32_t>(source.low);
     axis.weight[i] = source.weight;
     while (next <= source.low) axis.first[next++] = static_cast<int32_t>(i);
   }
-  while (next <= axis.cells) axis.first[next++] = static_cast<int32_t>(size);
+  while (next <= axis.cells) axis.first[next++] = static_cast<int32_t>(store.size);
+}
+
+inline void fill_axes(const Axes& axes, const MaskLogits& logits, const MapShape& shape) {
+  for (int64_t image = 0; image < shape.images; ++image) {
+    fill_axis(axes.rows, image, logits.region[2 * image]);
+    fill_axis(axes.columns, image, logits.region[2 * image + 1]);
+  }
 }
 
 // Pixels of one tile.
@@ -105,15 +122,14 @@ struct Tile {
   int64_t offset(int64_t n, int64_t corner) const { return (2 * n + slot(corner)) * kTileStride; }
 };
 
-inline Tile lay_out_tile(Arena& arena, const MapShape& shape, bool sigmoid_first) {
+// With room for `queries` of them.
+inline Tile lay_out_tile(Arena& arena, int64_t queries, bool sigmoid_first) {
   Tile tile{};
-  const int64_t values = shape.queries * 2 * kTileStride;
+  const int64_t values = queries * 2 * kTileStride;
   tile.sigmoid_first = sigmoid_first;
-  tile.rows = lay_out_axis(arena, shape.rows, shape.height);
-  tile.columns = lay_out_axis(arena, shape.columns, shape.width);
   tile.prob = arena.take<float>(values);
   tile.value = sigmoid_first ? tile.prob : arena.take<float>(values);
-  tile.wild = arena.take<uint8_t>(shape.queries * 2);
+  tile.wild = arena.take<uint8_t>(queries * 2);
   return tile;
 }
 
@@ -158,66 +174,31 @@ inline void load_grid_row(Tile& tile, const MaskLogits& logits, const MapShape& 
   }
 }
 
-// The tiles of an image are dealt out as columns of tiles, kBandRows high.
-struct Strip {
-  int64_t image, band, column;
-};
-
-inline int64_t strips(const MapShape& shape) {
-  return shape.images * ((shape.rows + kBandRows - 1) / kBandRows) *
+// The tiles of an image are dealt out as strips: columns of tiles, kBandRows high.
+inline int64_t strips_of_image(const MapShape& shape) {
+  return ((shape.rows + kBandRows - 1) / kBandRows) *
          ((shape.columns + kTileCells - 1) / kTileCells);
 }
 
-inline Strip strip_at(const MapShape& shape, int64_t index) {
-  const int64_t across = (shape.columns + kTileCells - 1) / kTileCells;
-  const int64_t bands = (shape.rows + kBandRows - 1) / kBandRows;
-  return {index / across / bands, index / across % bands, index % across * kTileCells};
-}
-
-// Calls visit(tile) for every tile of a strip that holds pixels. tile.queries are the caller's.
+// Calls visit(tile) for every tile of an image's strip that holds pixels. tile.queries are the
+// caller's.
 template <typename Visit>
-void walk(Tile& tile, const Strip& strip, const MaskLogits& logits, const MapShape& shape,
-          const Visit& visit) {
-  const double* region = logits.region + 2 * strip.image;
-  fill_axis(tile.rows, shape.height, region[0]);
-  fill_axis(tile.columns, shape.width, region[1]);
-  tile.image = strip.image;
-  tile.column = strip.column;
-  tile.cells = std::min(kTileCells, tile.columns.cells - strip.column);
+void walk(Tile& tile, int64_t image, int64_t strip, const Axes& axes, const MaskLogits& logits,
+          const MapShape& shape, const Visit& visit) {
+  const int64_t across = (shape.columns + kTileCells - 1) / kTileCells;
+  const int64_t first_row = strip / across * kBandRows;
+  tile.image = image;
+  tile.rows = axes.rows.of_image(image, logits.region[2 * image]);
+  tile.columns = axes.columns.of_image(image, logits.region[2 * image + 1]);
+  tile.column = strip % across * kTileCells;
+  tile.cells = std::min(kTileCells, tile.columns.cells - tile.column);
   tile.held[0] = tile.held[1] = -1;
-  const int64_t end = std::min((strip.band + 1) * kBandRows, tile.rows.cells);
-  for (tile.row = strip.band * kBandRows; tile.row < end; ++tile.row) {
+  const int64_t end = std::min(first_row + kBandRows, tile.rows.cells);
+  for (tile.row = first_row; tile.row < end; ++tile.row) {
     if (tile.cells <= 0 || tile.pixels(0, tile.cells).pixels() == 0) continue;
     load_grid_row(tile, logits, shape, tile.row);
     load_grid_row(tile, logits, shape, std::min(tile.row + 1, tile.rows.cells - 1));
     visit(tile);
-  }
-}
-
-// The least and the greatest corner of every cell of a tile: [kTileCells] each.
-inline void corner_bounds(const float* __restrict upper, const float* __restrict lower,
-                          float* __restrict least, float* __restrict most) {
-  for (int64_t x = 0; x < kTileCells; ++x) {
-    const float a = upper[x], b = upper[x + 1], c = lower[x], d = lower[x + 1];
-    const float least_left = a < c ? a : c, least_right = b < d ? b : d;
-    const float most_left = a < c ? c : a, most_right = b < d ? d : b;
-    least[x] = least_left < least_right ? least_left : least_right;
-    most[x] = most_left < most_right ? most_right : most_left;
-  }
-}
-
-// The least and the greatest probability of query n in every cell of a tile: [kTileCells] each.
-inline void probability_bounds(const Tile& tile, int64_t n, float* __restrict least,
-                               float* __restrict most) {
-  corner_bounds(tile.prob_row(n, 0), tile.prob_row(n, 1), least, most);
-  if (tile.sigmoid_first || !(tile.wild[2 * n] | tile.wild[2 * n + 1])) return;
-  const float* __restrict top = tile.value_row(n, 0);
-  const float* __restrict bottom = tile.value_row(n, 1);
-  for (int64_t x = 0; x < kTileCells; ++x) {
-    const float sum =
-        magnitude(top[x]) + magnitude(top[x + 1]) + magnitude(bottom[x]) + magnitude(bottom[x + 1]);
-    least[x] = sum < kWild ? least[x] : 0.0f;
-    most[x] = sum < kWild ? most[x] : 1.0f;
   }
 }
 
@@ -250,6 +231,22 @@ void for_blocks(const Tile& tile, const Rectangle& area, int64_t width, const Vi
       }
     }
     visit(block);
+  }
+}
+
+inline int64_t blocks_of(const Rectangle& area) { return (area.pixels() + kBlock - 1) / kBlock; }
+
+// Writes the value of every cell of a tile to its pixels of the map.
+template <typename Item>
+void fill_cells(const Tile& tile, const int32_t* value, const MapShape& shape, Item* map) {
+  Item* image = map + tile.image * shape.height * shape.width;
+  for (int64_t x = 0, end; x < tile.cells; x = end) {
+    for (end = x + 1; end < tile.cells && value[end] == value[x];) ++end;
+    const Rectangle area = tile.pixels(x, end);
+    for (int64_t y = area.top; y < area.bottom; ++y) {
+      Item* row = image + y * shape.width;
+      std::fill(row + area.left, row + area.right, static_cast<Item>(value[x]));
+    }
   }
 }
 

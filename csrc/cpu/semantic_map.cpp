@@ -13,7 +13,7 @@
 
 #include "cpu/semantic_map.hpp"
 
-#include "cpu/map_tiles.hpp"
+#include "cpu/map_bounds.hpp"
 #include "cpu/parallel.hpp"
 
 namespace maskformer::cpu {
@@ -41,32 +41,21 @@ struct Scorer {
   int32_t* queries;      // [Q] all of them
   int64_t* first_entry;  // [Q + 1] into `entries`
   Entry* entries;        // [Q * K] the large probabilities, by query
-  float* least;          // [K, kTileCells] lower bounds
-  float* most;           // [K, kTileCells] upper bounds
-  float* threshold;      // [kTileCells] the greatest lower bound
-  int32_t* count;        // [kTileCells] candidates
-  int32_t* winner;       // [kTileCells] the last candidate
-  int32_t* live;         // [K] classes that are candidates somewhere in the tile
-  int32_t* candidates;   // [K]
-  int64_t num_live;
-  float* block_probs;  // [Q, kBlock]
-  float* sums;         // [K, 2, kTileStride] scores at the corners (sigmoid_first)
-  int64_t* summed;     // [K, 2] the grid rows of `sums`
+  CellBounds bounds;
+  int32_t* candidates;  // [K] of one cell
+  float* block_probs;   // [Q, kBlock]
+  float* sums;          // [K, 2, kTileStride] scores at the corners (sigmoid_first)
+  int64_t* summed;      // [K, 2] the grid rows of `sums`
 };
 
 template <typename Label>
 Scorer<Label> lay_out(Arena& arena, const MapShape& shape, int64_t classes, bool sigmoid_first) {
   Scorer<Label> s{};
-  s.tile = lay_out_tile(arena, shape, sigmoid_first);
+  s.tile = lay_out_tile(arena, shape.queries, sigmoid_first);
   s.queries = arena.take<int32_t>(shape.queries);
   s.first_entry = arena.take<int64_t>(shape.queries + 1);
   s.entries = arena.take<Entry>(shape.queries * classes);
-  s.least = arena.take<float>(classes * kTileCells);
-  s.most = arena.take<float>(classes * kTileCells);
-  s.threshold = arena.take<float>(kTileCells);
-  s.count = arena.take<int32_t>(kTileCells);
-  s.winner = arena.take<int32_t>(kTileCells);
-  s.live = arena.take<int32_t>(classes);
+  s.bounds = lay_out_bounds(arena, classes);
   s.candidates = arena.take<int32_t>(classes);
   s.block_probs = arena.take<float>(sigmoid_first ? 0 : shape.queries * kBlock);
   s.sums = arena.take<float>(sigmoid_first ? classes * 2 * kTileStride : 0);
@@ -82,8 +71,7 @@ void prepare(Scorer<Label>& s, int64_t image) {
   s.tile.num_queries = queries;
   s.tile.bounded = pays_to_bound(s.shape);
   for (int64_t q = 0; q < queries; ++q) s.queries[q] = static_cast<int32_t>(q);
-  for (int64_t k = 0; k < classes; ++k) s.live[k] = static_cast<int32_t>(k);
-  s.num_live = classes;
+  all_live(s.bounds);
   if (s.tile.sigmoid_first) std::fill_n(s.summed, 2 * classes, -1);
   const float* large = s.probs.large + image * classes * queries;
   int64_t next = 0;
@@ -121,8 +109,8 @@ template <typename Label>
 void bound_by_entries(Scorer<Label>& s) {
   const float* others = s.probs.others + s.tile.image * s.probs.classes;
   for (int64_t k = 0; k < s.probs.classes; ++k) {
-    std::fill_n(s.least + k * kTileCells, kTileCells, 0.0f);
-    std::fill_n(s.most + k * kTileCells, kTileCells, others[k]);
+    std::fill_n(s.bounds.least + k * kTileCells, kTileCells, 0.0f);
+    std::fill_n(s.bounds.most + k * kTileCells, kTileCells, others[k]);
   }
   for (int64_t q = 0; q < s.shape.queries; ++q) {
     if (s.first_entry[q] == s.first_entry[q + 1]) continue;
@@ -130,8 +118,8 @@ void bound_by_entries(Scorer<Label>& s) {
     probability_bounds(s.tile, q, least, most);
     for (int64_t e = s.first_entry[q]; e < s.first_entry[q + 1]; ++e) {
       const float p = s.entries[e].prob;
-      float* __restrict class_least = s.least + s.entries[e].class_id * kTileCells;
-      float* __restrict class_most = s.most + s.entries[e].class_id * kTileCells;
+      float* __restrict class_least = s.bounds.least + s.entries[e].class_id * kTileCells;
+      float* __restrict class_most = s.bounds.most + s.entries[e].class_id * kTileCells;
       for (int64_t x = 0; x < kTileCells; ++x) {
         class_least[x] += p * least[x];
         class_most[x] += p * most[x];
@@ -144,50 +132,8 @@ void bound_by_entries(Scorer<Label>& s) {
 template <typename Label>
 void bound_by_corners(Scorer<Label>& s) {
   for (int64_t k = 0; k < s.probs.classes; ++k) {
-    corner_bounds(corner_scores(s, k, 0), corner_scores(s, k, 1), s.least + k * kTileCells,
-                  s.most + k * kTileCells);
-  }
-}
-
-template <typename Label>
-void find_candidates(Scorer<Label>& s) {
-  std::fill_n(s.threshold, kTileCells, 0.0f);
-  std::fill_n(s.count, kTileCells, 0);
-  for (int64_t k = 0; k < s.probs.classes; ++k) {
-    const float* __restrict least = s.least + k * kTileCells;
-    float* __restrict threshold = s.threshold;
-    for (int64_t x = 0; x < kTileCells; ++x) {
-      threshold[x] = threshold[x] < least[x] ? least[x] : threshold[x];
-    }
-  }
-  s.num_live = 0;
-  for (int64_t k = 0; k < s.probs.classes; ++k) {
-    const float* __restrict most = s.most + k * kTileCells;
-    const float* __restrict threshold = s.threshold;
-    int32_t* __restrict count = s.count;
-    int32_t* __restrict winner = s.winner;
-    int32_t any = 0;
-    for (int64_t x = 0; x < kTileCells; ++x) {
-      const bool candidate = most[x] >= threshold[x] * (1.0f - kMargin);
-      count[x] += candidate ? 1 : 0;
-      winner[x] = candidate ? static_cast<int32_t>(k) : winner[x];
-      any |= candidate ? 1 : 0;
-    }
-    if (any) s.live[s.num_live++] = static_cast<int32_t>(k);
-  }
-}
-
-// Every cell gets its last candidate.
-template <typename Label>
-void fill_cells(const Scorer<Label>& s) {
-  for (int64_t x = 0, end; x < s.tile.cells; x = end) {
-    for (end = x + 1; end < s.tile.cells && s.winner[end] == s.winner[x];) ++end;
-    const Rectangle area = s.tile.pixels(x, end);
-    Label* image = s.labels + s.tile.image * s.shape.height * s.shape.width;
-    for (int64_t y = area.top; y < area.bottom; ++y) {
-      std::fill(image + y * s.shape.width + area.left, image + y * s.shape.width + area.right,
-                static_cast<Label>(s.winner[x]));
-    }
+    corner_bounds(corner_scores(s, k, 0), corner_scores(s, k, 1), s.bounds.least + k * kTileCells,
+                  s.bounds.most + k * kTileCells);
   }
 }
 
@@ -260,32 +206,31 @@ void score_pixels(Scorer<Label>& s, const Rectangle& area, const int32_t* classe
   });
 }
 
-int64_t blocks_of(const Rectangle& area) { return (area.pixels() + kBlock - 1) / kBlock; }
-
 template <typename Label>
 void score_tile(Scorer<Label>& s) {
   const Tile& tile = s.tile;
+  CellBounds& bounds = s.bounds;
   const Rectangle all = tile.pixels(0, tile.cells);
-  if (!tile.bounded) return score_pixels<false>(s, all, s.live, s.num_live);
+  if (!tile.bounded) return score_pixels<false>(s, all, bounds.live, bounds.num_live);
   const bool few = s.first_entry[s.shape.queries] * kSumsWork < s.shape.queries * s.probs.classes;
   few || !tile.sigmoid_first ? bound_by_entries(s) : bound_by_corners(s);
-  find_candidates(s);
-  const int64_t decided = s.scores ? 0 : 1;  // candidates of a cell that is not scored
+  find_candidates(bounds);
+  const int32_t decided = s.scores ? 0 : 1;  // candidates of a cell that need no scores
   int64_t work = 0;
   for (int64_t x = 0; x < tile.cells; ++x) {
-    if (s.count[x] > decided) work += blocks_of(tile.pixels(x, x + 1)) * (kSampleWork + s.count[x]);
+    if (bounds.count[x] <= decided) continue;
+    work += blocks_of(tile.pixels(x, x + 1)) * (kSampleWork + bounds.count[x]);
   }
-  if (work > blocks_of(all) * (2 * kSampleWork + s.num_live)) {
-    return score_pixels<false>(s, all, s.live, s.num_live);
+  if (work > blocks_of(all) * (2 * kSampleWork + bounds.num_live)) {
+    return score_pixels<false>(s, all, bounds.live, bounds.num_live);
   }
-  fill_cells(s);
+  fill_cells(tile, bounds.last, s.shape, s.labels);
   for (int64_t x = 0; x < tile.cells; ++x) {
-    if (s.count[x] <= decided) continue;
+    if (bounds.count[x] <= decided) continue;
     int64_t count = 0;
-    for (int64_t i = 0; i < s.num_live; ++i) {
-      const int32_t k = s.live[i];
-      s.candidates[count] = k;
-      count += s.most[k * kTileCells + x] >= s.threshold[x] * (1.0f - kMargin);
+    for (int64_t i = 0; i < bounds.num_live; ++i) {
+      s.candidates[count] = bounds.live[i];
+      count += bounds.is_candidate(bounds.live[i], x) ? 1 : 0;
     }
     score_pixels<true>(s, tile.pixels(x, x + 1), s.candidates, count);
   }
@@ -294,27 +239,33 @@ void score_tile(Scorer<Label>& s) {
 }  // namespace
 
 template <InstructionSet Set>
-int64_t semantic_map_workspace(const MapShape& shape, int64_t classes, bool sigmoid_first) {
-  Arena arena(nullptr);
-  lay_out<uint8_t>(arena, shape, classes, sigmoid_first);
-  return arena.used();
+int64_t semantic_map_workspace(const MapShape& shape, int64_t classes, bool sigmoid_first,
+                               int threads) {
+  Arena shared(nullptr), own(nullptr);
+  lay_out_axes(shared, shape);
+  lay_out<uint8_t>(own, shape, classes, sigmoid_first);
+  return shared.used() + threads * own.used();
 }
 
 template <InstructionSet Set, typename Label>
 void semantic_map(const MaskLogits& logits, const ClassProbabilities& probs, Label* labels,
                   float* scores, const MapShape& shape, bool sigmoid_first, std::byte* workspace,
                   int threads) {
-  const int64_t share = semantic_map_workspace<Set>(shape, probs.classes, sigmoid_first);
-  parallel_for(strips(shape), threads, [&](int64_t index, int thread) {
-    Arena arena(workspace + thread * share);
+  Arena shared(workspace), own(nullptr);
+  const Axes axes = lay_out_axes(shared, shape);
+  fill_axes(axes, logits, shape);
+  lay_out<Label>(own, shape, probs.classes, sigmoid_first);
+  const int64_t strips = strips_of_image(shape);
+  parallel_for(shape.images * strips, threads, [&](int64_t index, int thread) {
+    Arena arena(workspace + shared.used() + thread * own.used());
     Scorer<Label> s = lay_out<Label>(arena, shape, probs.classes, sigmoid_first);
     s.shape = shape;
     s.probs = probs;
     s.labels = labels;
     s.scores = scores;
-    const Strip strip = strip_at(shape, index);
-    prepare(s, strip.image);
-    walk(s.tile, strip, logits, shape, [&](const Tile&) { score_tile(s); });
+    prepare(s, index / strips);
+    walk(s.tile, index / strips, index % strips, axes, logits, shape,
+         [&](const Tile&) { score_tile(s); });
   });
 }
 
@@ -324,7 +275,7 @@ void semantic_map(const MaskLogits& logits, const ClassProbabilities& probs, Lab
       std::byte*, int);
 
 template int64_t semantic_map_workspace<InstructionSet::MASKFORMER_SET>(const MapShape&, int64_t,
-                                                                        bool);
+                                                                        bool, int);
 MASKFORMER_SEMANTIC_MAP(uint8_t)
 MASKFORMER_SEMANTIC_MAP(uint16_t)
 MASKFORMER_SEMANTIC_MAP(uint32_t)

@@ -15,12 +15,13 @@ struct ClassProbabilities {
   const float* others;  // [B, K] the sum of the entries that they do not
 };
 
-// Bytes of workspace that one thread needs.
+// Bytes of workspace for this many threads.
 template <InstructionSet Set>
-int64_t semantic_map_workspace(const MapShape& shape, int64_t classes, bool sigmoid_first);
+int64_t semantic_map_workspace(const MapShape& shape, int64_t classes, bool sigmoid_first,
+                               int threads);
 
 // See semantic_map.cpp. Label is an unsigned integer that holds K - 1; scores may be null; threads
-// >= 1; workspace: 64-byte aligned, semantic_map_workspace() bytes for each thread.
+// >= 1; workspace: 64-byte aligned, semantic_map_workspace() bytes.
 template <InstructionSet Set, typename Label>
 void semantic_map(const MaskLogits& logits, const ClassProbabilities& probs, Label* labels,
                   float* scores, const MapShape& shape, bool sigmoid_first, std::byte* workspace,
