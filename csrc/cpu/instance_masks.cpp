@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "cpu/map_bounds.hpp"
+#include "cpu/pages.hpp"
 #include "cpu/parallel.hpp"
 
 namespace maskformer::cpu {
@@ -20,12 +21,20 @@ namespace {
 
 enum class Cell : int32_t { outside, inside, mixed };
 
+// Neighbouring cells of one kind, and the output columns in them.
+struct Run {
+  Cell cell;
+  int64_t left, right;
+};
+
 struct Painter {
   Tile tile;
   Cell* cell;      // [kTileCells]
   float* least;    // [kTileCells]
   float* most;     // [kTileCells]
   float* between;  // [kTileStride] the grid at one output row
+  Run* runs;       // [kTileCells]
+  int64_t num_runs;
 };
 
 struct Statistics {
@@ -45,26 +54,29 @@ Shared lay_out_shared(Arena& arena, const MapShape& shape, int64_t count) {
 }
 
 Painter lay_out(Arena& arena) {
-  return {lay_out_tile(arena, 1, false), arena.take<Cell>(kTileCells),
-          arena.take<float>(kTileCells), arena.take<float>(kTileCells),
-          arena.take<float>(kTileStride)};
+  return {lay_out_tile(arena, 1, false),
+          arena.take<Cell>(kTileCells),
+          arena.take<float>(kTileCells),
+          arena.take<float>(kTileCells),
+          arena.take<float>(kTileStride),
+          arena.take<Run>(kTileCells),
+          0};
 }
 
-void classify(Painter& p) {
+// Splits the tile into runs. With `sample_inside`, cells inside the mask count as mixed.
+void find_runs(Painter& p, bool sample_inside) {
   corner_bounds(p.tile.value_row(0, 0), p.tile.value_row(0, 1), p.least, p.most);
   const bool wild = p.tile.wild[0] | p.tile.wild[1];
+  const Cell inside = sample_inside ? Cell::mixed : Cell::inside;
   for (int64_t x = 0; x < kTileCells; ++x) {
-    p.cell[x] = p.most[x] > 0.0f ? (p.least[x] > 0.0f ? Cell::inside : Cell::mixed) : Cell::outside;
-    if (wild) p.cell[x] = Cell::mixed;
+    const Cell cell = p.most[x] > 0.0f ? (p.least[x] > 0.0f ? inside : Cell::mixed) : Cell::outside;
+    p.cell[x] = wild ? Cell::mixed : cell;
   }
-}
-
-// Calls visit(area, cell) for runs of cells of the same kind.
-template <typename Visit>
-void for_runs(const Painter& p, const Visit& visit) {
+  p.num_runs = 0;
   for (int64_t x = 0, end; x < p.tile.cells; x = end) {
     for (end = x + 1; end < p.tile.cells && p.cell[end] == p.cell[x];) ++end;
-    visit(p.tile.pixels(x, end), p.cell[x]);
+    const Rectangle area = p.tile.pixels(x, end);
+    p.runs[p.num_runs++] = {p.cell[x], area.left, area.right};
   }
 }
 
@@ -105,37 +117,32 @@ void add_row(const Painter& p, int64_t y, int64_t begin, int64_t end, Statistics
 }
 
 void add_tile(Painter& p, Statistics& sum) {
-  classify(p);
-  for (int64_t x = 0; x < kTileCells; ++x) {
-    if (p.cell[x] == Cell::inside) p.cell[x] = Cell::mixed;  // every pixel's probability counts
-  }
+  find_runs(p, true);
+  if (p.num_runs == 1 && p.runs[0].cell == Cell::outside) return;
   const Rectangle all = p.tile.pixels(0, p.tile.cells);
   for (int64_t y = all.top; y < all.bottom; ++y) {
-    bool sampled = false;
-    for_runs(p, [&](const Rectangle& area, Cell cell) {
-      if (cell == Cell::outside) return;
-      if (!sampled) sample_row(p, y);
-      sampled = true;
-      add_row(p, y, area.left, area.right, sum);
-    });
+    sample_row(p, y);
+    for (int64_t r = 0; r < p.num_runs; ++r) {
+      const Run& run = p.runs[r];
+      if (run.cell != Cell::outside) add_row(p, y, run.left, run.right, sum);
+    }
   }
 }
 
 void paint_tile(Painter& p, uint8_t* mask, int64_t width) {
-  classify(p);
+  find_runs(p, false);
   const Rectangle all = p.tile.pixels(0, p.tile.cells);
   for (int64_t y = all.top; y < all.bottom; ++y) {
     uint8_t* row = mask + y * width;
-    bool sampled = false;
-    for_runs(p, [&](const Rectangle& area, Cell cell) {
-      if (cell != Cell::mixed) {
-        std::fill(row + area.left, row + area.right, cell == Cell::inside ? 1 : 0);
-        return;
+    if (p.num_runs > 1 || p.runs[0].cell == Cell::mixed) sample_row(p, y);
+    for (int64_t r = 0; r < p.num_runs; ++r) {
+      const Run& run = p.runs[r];
+      if (run.cell == Cell::mixed) {
+        for (int64_t x = run.left; x < run.right; ++x) row[x] = sample_pixel(p, x) > 0.0f ? 1 : 0;
+      } else {
+        std::fill(row + run.left, row + run.right, run.cell == Cell::inside ? 1 : 0);
       }
-      if (!sampled) sample_row(p, y);
-      sampled = true;
-      for (int64_t x = area.left; x < area.right; ++x) row[x] = sample_pixel(p, x) > 0.0f ? 1 : 0;
-    });
+    }
   }
 }
 
@@ -193,6 +200,7 @@ void instance_statistics(const MaskLogits& logits, const int64_t* query, int64_t
 template <InstructionSet Set>
 void instance_masks(const MaskLogits& logits, const int64_t* query, int64_t count, uint8_t* masks,
                     const MapShape& shape, std::byte* workspace, int threads) {
+  prefer_huge_pages(masks, count * shape.height * shape.width);
   for_queries(logits, query, count, shape, workspace, threads,
               [&](Painter& p, int64_t n, Statistics&) {
                 paint_tile(p, masks + n * shape.height * shape.width, shape.width);

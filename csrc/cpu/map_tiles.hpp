@@ -133,15 +133,17 @@ inline Tile lay_out_tile(Arena& arena, int64_t queries, bool sigmoid_first) {
   return tile;
 }
 
+// Whether a value is beyond kWild.
 template <typename Item>
-bool load_row(const Item* source, int64_t count, float* value) {
-  bool wild = false;
+bool load_row(const Item* __restrict source, int64_t count, float* __restrict value) {
+  int32_t wild = 0;
   for (int64_t x = 0; x < count; ++x) {
-    value[x] = to_float(source[x]);
-    wild |= !(magnitude(value[x]) < kWild);
+    const float converted = to_float(source[x]);
+    value[x] = converted;
+    wild |= magnitude(converted) < kWild ? 0 : 1;
   }
   for (int64_t x = count; x < kTileStride; ++x) value[x] = value[count - 1];
-  return wild;
+  return wild != 0;
 }
 
 // Loads one row of the grid, in the tile's columns.

@@ -13,6 +13,7 @@
 
 #include "cpu/semantic_map.hpp"
 
+#include "cpu/lanes.hpp"
 #include "cpu/map_bounds.hpp"
 #include "cpu/parallel.hpp"
 
@@ -22,7 +23,6 @@ namespace {
 constexpr int kGroup = 4;            // classes that are summed together
 constexpr int64_t kSampleWork = 20;  // of one query at a block, in sums of one class
 constexpr int64_t kSumsWork = 8;     // bounds from entries pay below 1 / kSumsWork of all entries
-constexpr int64_t kRow = kTileStride / 3;
 
 struct Entry {
   int32_t class_id;
@@ -93,14 +93,9 @@ const float* corner_scores(Scorer<Label>& s, int64_t k, int64_t corner) {
   if (s.summed[2 * k + slot] == s.tile.held[slot]) return result;
   s.summed[2 * k + slot] = s.tile.held[slot];
   const float* p = s.probs.all + (s.tile.image * s.probs.classes + k) * queries;
-  for (int64_t x = 0; x < kTileStride; x += kRow) {
-    float sum[kRow] = {};
-    for (int64_t q = 0; q < queries; ++q) {
-      const float* __restrict prob = s.tile.prob_row(q, corner) + x;
-      for (int64_t i = 0; i < kRow; ++i) sum[i] += p[q] * prob[i];
-    }
-    for (int64_t i = 0; i < kRow; ++i) result[x + i] = sum[i];
-  }
+  Lanes sum[kTileStride / kLanes] = {};
+  for (int64_t q = 0; q < queries; ++q) add_scaled(sum, p[q], s.tile.prob_row(q, corner));
+  store(sum, result);
   return result;
 }
 
@@ -175,15 +170,15 @@ void score_from_pixels(Scorer<Label>& s, const Block& block, const int32_t* clas
     for (int64_t g = 0; g < kGroup; ++g) {
       row[g] = p + classes[std::min(c + g, count - 1)] * queries;
     }
-    float score[kGroup][kBlock] = {};
+    Lanes sum[kGroup][1] = {};
     for (int64_t q = 0; q < queries; ++q) {
-      const float* __restrict prob = s.block_probs + q * kBlock;
-      for (int64_t g = 0; g < kGroup; ++g) {
-        for (int lane = 0; lane < kBlock; ++lane) score[g][lane] += row[g][q] * prob[lane];
-      }
+      for (int64_t g = 0; g < kGroup; ++g)
+        add_scaled(sum[g], row[g][q], s.block_probs + q * kBlock);
     }
     for (int64_t g = 0; g < std::min<int64_t>(kGroup, count - c); ++g) {
-      compete(best, score[g], classes[c + g]);
+      float score[kBlock];
+      store(sum[g], score);
+      compete(best, score, classes[c + g]);
     }
   }
 }
