@@ -137,8 +137,10 @@ def compiled(
     probs = class_probabilities(class_logits)[..., :-1]
     b, q, num_classes = probs.shape
     count = scores.shape[1]
-    pairs = torch.stack([_best_pairs(image, thing_classes, count) for image in probs]) if b else (
-        torch.empty(0, count, dtype=torch.int64)
+    pairs = (
+        torch.stack([_best_pairs(image, thing_classes, count) for image in probs])
+        if b
+        else (torch.empty(0, count, dtype=torch.int64))
     )
     grids = pairs // num_classes + q * torch.arange(b)[:, None]  # [B, k], of all B * Q
     distinct, which = grids.unique(return_inverse=True)
