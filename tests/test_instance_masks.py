@@ -201,12 +201,13 @@ def test_no_queries_is_an_error_that_says_so():
         instance_masks(torch.zeros(2, 0, 5), torch.zeros(2, 0, 6, 7), (8, 9))
 
 
+@each_backend("instance_masks")
 @pytest.mark.parametrize("things", [None, [0, 2]])
-def test_opcheck(things):
+def test_opcheck(backend, things):
     class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
     region = torch.tensor([[4.5, 6.0], [5.0, 1.0]])
     op = torch.ops.maskformer_fast.instance_masks.default
-    torch.library.opcheck(op, (class_logits, mask_logits, 9, 8, 7, things, region, "reference"))
+    torch.library.opcheck(op, (class_logits, mask_logits, 9, 8, 7, things, region, backend))
 
 
 def test_compiles_without_graph_breaks_at_two_sizes():

@@ -374,13 +374,14 @@ def test_no_queries_is_an_error_that_says_so():
         panoptic_map(torch.zeros(2, 0, 5), torch.zeros(2, 0, 6, 7), (8, 9), thing_classes=[])
 
 
+@each_backend("panoptic_map")
 @each_dialect
-def test_opcheck(dialect):
+def test_opcheck(backend, dialect):
     class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
     arguments = (class_logits, mask_logits, 9, 8, [0, 2], 0.3, 0.5, 0.5, dialect)
     region = torch.tensor([[4.5, 6.0], [5.0, 1.0]])
     op = torch.ops.maskformer_fast.panoptic_map.default
-    torch.library.opcheck(op, (*arguments, region, "reference"))
+    torch.library.opcheck(op, (*arguments, region, backend))
 
 
 def test_compiles_without_graph_breaks_at_two_sizes():

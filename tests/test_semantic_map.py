@@ -298,12 +298,13 @@ def test_workspace_of_the_maps_is_below_32_mib(backend):
     assert peak < 32 + 400 * 670 * 8 / 2**20  # and the labels
 
 
-def test_opcheck():
+@each_backend("semantic_map")
+def test_opcheck(backend):
     class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
     op = torch.ops.maskformer_fast.semantic_map.default
     for region, scores in ((None, True), (torch.tensor([[4.5, 6], [5, 1]]), False)):
         arguments = (class_logits, mask_logits, 9, 8, "maskformer", region, torch.int16, scores)
-        torch.library.opcheck(op, (*arguments, "reference"))
+        torch.library.opcheck(op, (*arguments, backend))
 
 
 def test_compiles_without_graph_breaks_at_two_sizes():
