@@ -1,5 +1,6 @@
 // Elementary functions for loops that the compiler turns into vector code: no branch, no table, no
-// call. Polynomials are minimax fits; NaN gives NaN.
+// call. Polynomials are minimax fits; NaN gives NaN. Scalars only: gcc does not vectorise an
+// `omp simd` loop with a struct in it.
 #pragma once
 
 #include <cstdint>
@@ -54,20 +55,6 @@ MASKFORMER_HD float log_one_plus(float e) {
   q = q * e + 3.33214819e-1f;
   q = q * e - 4.99996573e-1f;
   return q * (e * e) + e;
-}
-
-// What sigmoid and softplus of x and of -x have in common: one exponential, one logarithm, one
-// reciprocal.
-struct Logistic {
-  float larger;   // sigmoid(|x|)
-  float smaller;  // sigmoid(-|x|)
-  float log;      // softplus(-|x|) = log(1 + exp(-|x|))
-};
-
-MASKFORMER_HD Logistic logistic(float x) {
-  const float e = exp_of_negative(-magnitude(x));
-  const float r = 1.0f / (1.0f + e);
-  return {r, e * r, log_one_plus(e)};
 }
 
 MASKFORMER_HD float sigmoid(float x) {
