@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "core/bilinear.hpp"
 #include "core/half.hpp"
+#include "core/sampling.hpp"
 #include "core/vector_math.hpp"
 #include "cpu/map_shape.hpp"
 
