@@ -13,7 +13,7 @@
 
 #include "cpu/semantic_map.hpp"
 
-#include "cpu/lanes.hpp"
+#include "cpu/float_lanes.hpp"
 #include "cpu/map_bounds.hpp"
 #include "cpu/parallel.hpp"
 
