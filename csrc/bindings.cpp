@@ -15,11 +15,14 @@
 #include <string>
 #include <tuple>
 
+#include "cpu/instance_masks.hpp"
 #include "cpu/instruction_set.hpp"
 #include "cpu/linear_assignment.hpp"
 #include "cpu/mask_logits.hpp"
 #include "cpu/mask_loss.hpp"
 #include "cpu/matching_cost.hpp"
+#include "cpu/panoptic_map.hpp"
+#include "cpu/semantic_map.hpp"
 
 namespace py = pybind11;
 
@@ -190,6 +193,135 @@ void sigmoid_backward_in_place(uintptr_t x, uintptr_t grad, int64_t count, int t
   });
 }
 
+// The maps: sizes in the order of MapShape.
+cpu::MapShape map_shape(const std::array<int64_t, 6>& sizes) {
+  const char* names[] = {"images", "queries", "rows", "columns", "height", "width"};
+  for (size_t i = 0; i < sizes.size(); ++i) at_least(names[i], sizes[i], i == 0 ? 0 : 1);
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
+}
+
+// Region [B, 2]: 0 < rows <= h and 0 < columns <= w keep the reads inside the grid.
+cpu::MaskLogits map_logits(uintptr_t logits, int type, uintptr_t region,
+                           const cpu::MapShape& shape) {
+  const double* extent = pointer<const double>(region);
+  for (int64_t n = 0; n < shape.images; ++n) {
+    const double rows = extent[2 * n], columns = extent[2 * n + 1];
+    if (!(rows > 0 && rows <= static_cast<double>(shape.rows) && columns > 0 &&
+          columns <= static_cast<double>(shape.columns))) {
+      throw std::invalid_argument("region: expected rows and columns of the mask grid, got " +
+                                  std::to_string(rows) + ", " + std::to_string(columns));
+    }
+  }
+  return {pointer<const void>(logits), float_type(type), extent};
+}
+
+void semantic_map(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t all, uintptr_t large,
+                  uintptr_t others, uintptr_t labels, int label_bytes, uintptr_t scores,
+                  const std::array<int64_t, 6>& sizes, int64_t classes, bool sigmoid_first,
+                  int threads) {
+  const cpu::MapShape shape = map_shape(sizes);
+  const cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+  at_least("classes", classes, 1);
+  at_least("threads", threads, 1);
+  const cpu::ClassProbabilities probs{classes, pointer<const float>(all),
+                                      pointer<const float>(large), pointer<const float>(others)};
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(
+        cpu::semantic_map_workspace<set.value>(shape, classes, sigmoid_first, threads));
+    const auto run = [&](auto* map) {
+      cpu::semantic_map<set.value>(logits, probs, map, pointer<float>(scores), shape, sigmoid_first,
+                                   workspace.data(), threads);
+    };
+    switch (label_bytes) {
+      case 1:
+        return run(pointer<uint8_t>(labels));
+      case 2:
+        return run(pointer<uint16_t>(labels));
+      case 4:
+        return run(pointer<uint32_t>(labels));
+      case 8:
+        return run(pointer<uint64_t>(labels));
+      default:
+        throw std::invalid_argument("label_bytes: expected 1, 2, 4 or 8, got " +
+                                    std::to_string(label_bytes));
+    }
+  });
+}
+
+void panoptic_map(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t score,
+                  uintptr_t label, uintptr_t is_thing, uintptr_t segments,
+                  uintptr_t segment_of_query, uintptr_t area, const std::array<int64_t, 6>& sizes,
+                  int64_t classes, int dialect, float score_threshold, float mask_threshold,
+                  float overlap_threshold, int threads) {
+  const cpu::MapShape shape = map_shape(sizes);
+  const cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+  at_least("classes", classes, 1);
+  at_least("threads", threads, 1);
+  const int64_t* labels = pointer<const int64_t>(label);
+  for (int64_t i = 0; i < shape.images * shape.queries; ++i) {
+    if (labels[i] < 0 || labels[i] > classes) {
+      throw std::invalid_argument("label: expected values in [0, " + std::to_string(classes) +
+                                  "], got " + std::to_string(labels[i]));
+    }
+  }
+  const PanopticRules rules{static_cast<Dialect>(dialect), score_threshold, mask_threshold,
+                            overlap_threshold};
+  const cpu::ClassifiedQueries queries{classes, pointer<const float>(score), labels,
+                                       pointer<const uint8_t>(is_thing)};
+  const cpu::PanopticOutput output{pointer<int32_t>(segments), pointer<int32_t>(segment_of_query),
+                                   pointer<int32_t>(area)};
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::panoptic_map_workspace<set.value>(
+        shape, classes, rules.dialect == Dialect::transformers, threads));
+    cpu::panoptic_map<set.value>(logits, queries, rules, output, shape, workspace.data(), threads);
+  });
+}
+
+// query [count]: which of the B * Q grids.
+const int64_t* grid_indices(uintptr_t query, int64_t count, const cpu::MapShape& shape) {
+  const int64_t* indices = pointer<const int64_t>(query);
+  at_least("count", count, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    if (indices[i] < 0 || indices[i] >= shape.images * shape.queries) {
+      throw std::invalid_argument("query: expected values in [0, B * Q), got " +
+                                  std::to_string(indices[i]));
+    }
+  }
+  return indices;
+}
+
+void instance_statistics(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t query,
+                         int64_t count, uintptr_t mean, uintptr_t boxes,
+                         const std::array<int64_t, 6>& sizes, int threads) {
+  const cpu::MapShape shape = map_shape(sizes);
+  const cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+  at_least("threads", threads, 1);
+  const int64_t* indices = grid_indices(query, count, shape);
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::instance_masks_workspace<set.value>(shape, count, threads));
+    cpu::instance_statistics<set.value>(logits, indices, count, pointer<float>(mean),
+                                        pointer<int32_t>(boxes), shape, workspace.data(), threads);
+  });
+}
+
+void instance_masks(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t query,
+                    int64_t count, uintptr_t masks, const std::array<int64_t, 6>& sizes,
+                    int threads) {
+  const cpu::MapShape shape = map_shape(sizes);
+  const cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+  at_least("threads", threads, 1);
+  const int64_t* indices = grid_indices(query, count, shape);
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) {
+    Workspace workspace(cpu::instance_masks_workspace<set.value>(shape, count, threads));
+    cpu::instance_masks<set.value>(logits, indices, count, pointer<uint8_t>(masks), shape,
+                                   workspace.data(), threads);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -212,6 +344,21 @@ PYBIND11_MODULE(_C, m) {
   m.def("matching_sums", &matching_sums, py::arg("logits"), py::arg("type"), py::arg("cells_first"),
         py::arg("first"), py::arg("target"), py::arg("sums"), py::arg("sizes"), py::arg("alpha"),
         py::arg("gamma"), py::arg("ignore_void"), py::arg("threads"));
+  m.def("semantic_map", &semantic_map, py::arg("mask_logits"), py::arg("type"), py::arg("region"),
+        py::arg("all"), py::arg("large"), py::arg("others"), py::arg("labels"),
+        py::arg("label_bytes"), py::arg("scores"), py::arg("sizes"), py::arg("classes"),
+        py::arg("sigmoid_first"), py::arg("threads"));
+  m.def("panoptic_map", &panoptic_map, py::arg("mask_logits"), py::arg("type"), py::arg("region"),
+        py::arg("score"), py::arg("label"), py::arg("is_thing"), py::arg("segments"),
+        py::arg("segment_of_query"), py::arg("area"), py::arg("sizes"), py::arg("classes"),
+        py::arg("dialect"), py::arg("score_threshold"), py::arg("mask_threshold"),
+        py::arg("overlap_threshold"), py::arg("threads"));
+  m.def("instance_statistics", &instance_statistics, py::arg("mask_logits"), py::arg("type"),
+        py::arg("region"), py::arg("query"), py::arg("count"), py::arg("mean"), py::arg("boxes"),
+        py::arg("sizes"), py::arg("threads"));
+  m.def("instance_masks", &instance_masks, py::arg("mask_logits"), py::arg("type"),
+        py::arg("region"), py::arg("query"), py::arg("count"), py::arg("masks"), py::arg("sizes"),
+        py::arg("threads"));
 }
 
 }  // namespace maskformer

@@ -1,5 +1,7 @@
 """Inputs and comparisons shared by the tests of the three maps and of the post-processing."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,3 +51,39 @@ def assert_equal_off_ties(got: Tensor, expected: Tensor, tie: Tensor, share: flo
     different = got != expected
     assert not (different & ~tie).any(), f"{int((different & ~tie).sum())} pixels differ"
     assert int(different.sum()) <= share * different.numel()
+
+
+# Maps on which a shortcut through a cell's corners could go wrong, and output sizes for the grid:
+# as it is, by integers, by fractions, smaller, and one axis each way.
+ADVERSARIAL = (
+    *("noise", "smooth", "constant", "equal_queries", "checkerboard", "huge", "tiny", "saturated"),
+    *("nan", "infinite"),
+)
+GRID = (9, 21)
+SIZES = (GRID, (36, 84), (31, 97), (5, 8), (40, 10))
+REGIONS = (None, torch.tensor([[6.3, 17.9]]))
+
+
+def adversarial_maps(name: str, q: int) -> Tensor:
+    """Mask logits [1, q, *GRID]."""
+    generator = torch.Generator().manual_seed(q)
+    noise = 3 * torch.randn(1, q, *GRID, generator=generator)
+    rows, columns = (torch.arange(cells) for cells in GRID)
+    if name == "smooth":
+        low = 6 * torch.randn(1, q, 3, 4, generator=generator)
+        return F.interpolate(low, size=GRID, mode="bilinear", align_corners=True)
+    if name == "constant":
+        return noise[..., :1, :1].expand_as(noise).clone()
+    if name == "equal_queries":
+        return noise[:, :1].expand_as(noise).clone()
+    if name == "checkerboard":
+        sign = 1 - 2.0 * ((rows[:, None] + columns + torch.arange(q)[:, None, None]) % 2)
+        return 8 * sign[None]
+    scale = {"huge": 1e37, "tiny": 1e-30, "saturated": 30.0}
+    if name in scale:
+        return scale[name] * noise
+    if name in ("nan", "infinite"):
+        broken = torch.rand(noise.shape, generator=generator) < 0.05
+        value = math.nan if name == "nan" else math.inf
+        return torch.where(broken, value * noise, noise)
+    return noise

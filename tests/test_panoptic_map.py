@@ -2,9 +2,14 @@ import math
 
 import pytest
 import torch
+from backends import each_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import (
+    ADVERSARIAL,
+    REGIONS,
+    SIZES,
+    adversarial_maps,
     assert_equal_off_ties,
     class_logits_of,
     interpolate,
@@ -14,6 +19,7 @@ from map_cases import (
 )
 
 from maskformer_fast.ops.panoptic_map import DIALECTS, PanopticMap, panoptic_map, reference
+from maskformer_fast.ops.upsample import upsample
 
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS)
 NO_OBJECT = 3  # of the hand-made cases: classes 0, 1 are things, 2 is stuff
@@ -297,6 +303,39 @@ def test_nan_wins_nothing_that_another_query_claims(dialect):
     assert got.score[0, 0] == 0
 
 
+@each_backend("panoptic_map")
+@each_dialect
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_adversarial_maps(backend, dialect, name):
+    class_logits, mask_logits = random_predictions(1, 9, 3, 1, 1)[0], adversarial_maps(name, 9)
+    rules = {"thing_classes": [0, 2], "score_threshold": 0.4, "overlap_threshold": 0.0}
+    for size in SIZES:
+        for region in REGIONS:
+            options = {**rules, "dialect": dialect, "region": region}
+            got = panoptic_map(class_logits, mask_logits, size, backend=backend, **options)
+            exact = panoptic_map(class_logits.double(), mask_logits.double(), size, **options)
+            assert torch.equal(got.label, exact.label)
+            kept = (exact.label[0] < 3) & (exact.score[0] > 0.4)
+            tie = near_ties(exact.score[0], mask_logits[0], size, dialect, region, kept)
+            sure = exact.segment_of_query[0] == got.segment_of_query[0]
+            assert sure.all() or tie.any()  # a tied pixel may be a query's only one
+            if sure.all():
+                assert_equal_off_ties(got.segments[0], exact.segments[0], tie, share=0.1)
+                assert ((got.area - exact.area).abs() <= tie.sum()).all()
+
+
+def near_ties(score, mask_logits, size, dialect, region, kept):
+    """Pixels [H, W] where rounding may decide the winner, or whether it is inside its mask."""
+    x = mask_logits.double()[None]
+    if dialect == "transformers":
+        probs = upsample(x.sigmoid().nan_to_num(nan=0.0), size, region)[0]
+        own = score[:, None, None] * probs
+    else:
+        own = probs = upsample(x, size, region)[0].sigmoid().nan_to_num(nan=0.0)
+    edge = ((own - 0.5).abs() < 1e-5)[kept].any(0)
+    return is_tie((score[:, None, None] * probs)[kept]) | edge
+
+
 def test_no_images_and_no_things():
     got = panoptic_map(torch.empty(0, 3, 5), torch.empty(0, 3, 2, 2), (4, 6), thing_classes=[])
     assert isinstance(got, PanopticMap)
@@ -335,13 +374,14 @@ def test_no_queries_is_an_error_that_says_so():
         panoptic_map(torch.zeros(2, 0, 5), torch.zeros(2, 0, 6, 7), (8, 9), thing_classes=[])
 
 
+@each_backend("panoptic_map")
 @each_dialect
-def test_opcheck(dialect):
+def test_opcheck(backend, dialect):
     class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
     arguments = (class_logits, mask_logits, 9, 8, [0, 2], 0.3, 0.5, 0.5, dialect)
     region = torch.tensor([[4.5, 6.0], [5.0, 1.0]])
     op = torch.ops.maskformer_fast.panoptic_map.default
-    torch.library.opcheck(op, (*arguments, region, "reference"))
+    torch.library.opcheck(op, (*arguments, region, backend))
 
 
 def test_compiles_without_graph_breaks_at_two_sizes():

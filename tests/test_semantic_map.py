@@ -1,14 +1,28 @@
 import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from backends import each_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from map_cases import assert_equal_off_ties, interpolate, is_tie, random_predictions
+from map_cases import (
+    ADVERSARIAL,
+    REGIONS,
+    SIZES,
+    adversarial_maps,
+    assert_equal_off_ties,
+    interpolate,
+    is_tie,
+    random_predictions,
+)
 
 from maskformer_fast.ops.mask_logits import mask_logits as compute_mask_logits
 from maskformer_fast.ops.semantic_map import (
     ORDERS,
+    class_score_bands,
     reference,
     semantic_map,
     semantic_map_from_features,
@@ -198,12 +212,99 @@ def test_no_queries_is_an_error_that_says_so():
         semantic_map(torch.zeros(2, 0, 5), torch.zeros(2, 0, 6, 7), (8, 9))
 
 
-def test_opcheck():
+def exact_scores(class_logits, mask_logits, size, order, region):
+    """[K, H, W]: the reference's scores of one image in float64."""
+    extent = None if region is None else region[0]
+    bands = class_score_bands(
+        class_logits[0].double(), mask_logits[0].double(), size, order, extent
+    )
+    return torch.cat([band for _, band in bands], 1)
+
+
+@each_backend("semantic_map")
+@each_order
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_adversarial_maps(backend, order, name):
+    mask_logits = adversarial_maps(name, 7)
+    few, confident = random_predictions(1, 7, 3, 1, 1)[0], 3 * random_predictions(1, 7, 40, 1, 1)[0]
+    for class_logits in (few, confident):
+        for size in SIZES:
+            for region in REGIONS:
+                options = {"order": order, "region": region, "backend": backend}
+                got, scores = semantic_map(
+                    class_logits, mask_logits, size, return_scores=True, **options
+                )
+                exact = exact_scores(class_logits, mask_logits, size, order, region)
+                assert_equal_off_ties(got[0], exact.argmax(0), is_tie(exact), share=0.1)
+                torch.testing.assert_close(scores[0].double(), exact.amax(0), rtol=1e-5, atol=1e-30)
+                labels = semantic_map(class_logits, mask_logits, size, **options)
+                assert_equal_off_ties(labels[0], exact.argmax(0), is_tie(exact), share=0.1)
+
+
+@each_backend("semantic_map")
+@each_order
+def test_classes_that_tie_everywhere_give_the_lowest(backend, order):
+    class_logits = torch.tensor([[[-3.0, 1, 1, 1, -9]]]).expand(1, 7, 5)
+    for name in ("smooth", "constant", "checkerboard"):
+        masks = adversarial_maps(name, 7)
+        got = semantic_map(class_logits, masks, (40, 90), order=order, backend=backend)
+        assert (got == 1).all()
+
+
+@each_backend("semantic_map")
+@each_order
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_and_strided_inputs(backend, order, dtype):
+    class_logits, mask_logits = random_predictions(2, 7, 9, 11, 300, dtype=dtype)
+    mask_logits = mask_logits.mT.contiguous().mT
+    got = semantic_map(class_logits, mask_logits, (45, 900), order=order, backend=backend)
+    for image in range(2):
+        exact = exact_scores(class_logits[[image]], mask_logits[[image]], (45, 900), order, None)
+        assert_equal_off_ties(got[image], exact.argmax(0), is_tie(exact))
+
+
+@each_backend("semantic_map")
+def test_several_python_threads_at_once(backend):
+    inputs = [random_predictions(1, 9, 12, 17, 30, seed=seed) for seed in range(8)]
+    expected = [semantic_map(*pair, (70, 120), backend=backend) for pair in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda pair: semantic_map(*pair, (70, 120), backend=backend), inputs))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+PEAK_MEMORY = """
+import resource, sys, torch
+from maskformer_fast.ops import panoptic_map, semantic_map
+torch.manual_seed(0)
+class_logits, mask_logits = 3 * torch.randn(1, 100, 134), 3 * torch.randn(1, 100, 100, 168)
+def run(height, width):
+    for order in ("maskformer", "transformers"):
+        semantic_map(class_logits, mask_logits, (height, width), order=order, backend=sys.argv[1])
+    options = {"thing_classes": range(80), "score_threshold": 0.1, "backend": sys.argv[1]}
+    panoptic_map(class_logits, mask_logits, (height, width), **options)
+run(8, 8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(400, 670)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@each_backend("semantic_map")
+def test_workspace_of_the_maps_is_below_32_mib(backend):
+    if backend == "reference":
+        pytest.skip("reference: holds the maps of a band of rows")
+    run = [sys.executable, "-c", PEAK_MEMORY, backend]
+    peak = float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    assert peak < 32 + 400 * 670 * 8 / 2**20  # and the labels
+
+
+@each_backend("semantic_map")
+def test_opcheck(backend):
     class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
     op = torch.ops.maskformer_fast.semantic_map.default
     for region, scores in ((None, True), (torch.tensor([[4.5, 6], [5, 1]]), False)):
         arguments = (class_logits, mask_logits, 9, 8, "maskformer", region, torch.int16, scores)
-        torch.library.opcheck(op, (*arguments, "reference"))
+        torch.library.opcheck(op, (*arguments, backend))
 
 
 def test_compiles_without_graph_breaks_at_two_sizes():

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 namespace maskformer::cpu {
+namespace {  // a copy for each instruction set
 
 // Each piece lies on cache lines of its own. From null the arena only counts.
 class Arena {
@@ -24,4 +25,5 @@ class Arena {
   int64_t used_ = 0;
 };
 
+}  // namespace
 }  // namespace maskformer::cpu

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskformer_fast.ops import checks
+from maskformer_fast.ops import checks, compiled_maps
 from maskformer_fast.ops.probabilities import class_probabilities, is_among, mask_probabilities
-from maskformer_fast.ops.registry import register, resolve
+from maskformer_fast.ops.registry import compiled_module, register, resolve
 from maskformer_fast.ops.upsample import row_bands
 
 
@@ -117,12 +117,59 @@ def _fake(
     )
 
 
+def compiled(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    height: int,
+    width: int,
+    top_k: int,
+    thing_classes: list[int] | None,
+    region: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference`, in C++: csrc/cpu/instance_masks.cpp, threads over queries.
+
+    A query that was selected under several labels is looked at once.
+    """
+    scores, _, masks, _ = _fake(
+        class_logits, mask_logits, height, width, top_k, thing_classes, region
+    )
+    mask_logits, region = compiled_maps.dense(mask_logits, region)
+    probs = class_probabilities(class_logits)[..., :-1]
+    b, q, num_classes = probs.shape
+    count = scores.shape[1]
+    pairs = (
+        torch.stack([_best_pairs(image, thing_classes, count) for image in probs])
+        if b
+        else (torch.empty(0, count, dtype=torch.int64))
+    )
+    grids = pairs // num_classes + q * torch.arange(b)[:, None]  # [B, k], of all B * Q
+    distinct, which = grids.unique(return_inverse=True)
+    mean = torch.empty(len(distinct), dtype=torch.float32)
+    boxes = torch.empty(len(distinct), 4, dtype=torch.int32)
+    module, inputs = compiled_module(), compiled_maps.addresses(mask_logits, region, height, width)
+    module.instance_statistics(
+        **inputs,
+        query=distinct.data_ptr(),
+        count=len(distinct),
+        mean=mean.data_ptr(),
+        boxes=boxes.data_ptr(),
+    )
+    scores, order = (probs.flatten(1).gather(1, pairs) * mean[which]).sort(
+        descending=True, stable=True
+    )
+    query = grids.gather(1, order)
+    module.instance_masks(
+        **inputs, query=query.data_ptr(), count=query.numel(), masks=masks.data_ptr()
+    )
+    return scores, pairs.gather(1, order) % num_classes, masks, boxes[which.gather(1, order)]
+
+
 _instance_masks = register(
     "instance_masks",
     "(Tensor class_logits, Tensor mask_logits, SymInt height, SymInt width, int top_k,"
     " int[]? thing_classes, Tensor? region, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
-    backends={"reference": reference},
+    backends={"reference": reference, "cpu": compiled},
 )
 
 

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskformer_fast.ops import checks
+from maskformer_fast.ops import checks, compiled_maps
 from maskformer_fast.ops.probabilities import class_probabilities, is_among, mask_probabilities
-from maskformer_fast.ops.registry import register, resolve
+from maskformer_fast.ops.registry import compiled_module, register, resolve
 from maskformer_fast.ops.upsample import row_bands
 
 DIALECTS = ("maskformer", "mask2former", "transformers")
@@ -165,13 +165,52 @@ def _fake(
     )
 
 
+def compiled(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    height: int,
+    width: int,
+    thing_classes: list[int],
+    score_threshold: float,
+    mask_threshold: float,
+    overlap_threshold: float,
+    dialect: str,
+    region: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `reference`, in C++: csrc/cpu/panoptic_map.cpp, threads over strips of the grid."""
+    rules = _Rules(thing_classes, score_threshold, mask_threshold, overlap_threshold, dialect)
+    segments, segment_of_query, area, score, label = outputs = _fake(
+        class_logits, mask_logits, height, width, *rules, region
+    )
+    mask_logits, region = compiled_maps.dense(mask_logits, region)
+    probs = class_probabilities(class_logits)
+    torch.max(probs, -1, out=(score, label))
+    num_classes = probs.shape[-1] - 1
+    is_thing = is_among(torch.arange(num_classes), thing_classes)
+    compiled_module().panoptic_map(
+        **compiled_maps.addresses(mask_logits, region, height, width),
+        score=score.data_ptr(),
+        label=label.data_ptr(),
+        is_thing=is_thing.data_ptr(),
+        segments=segments.data_ptr(),
+        segment_of_query=segment_of_query.data_ptr(),
+        area=area.data_ptr(),
+        classes=num_classes,
+        dialect=DIALECTS.index(dialect),
+        score_threshold=score_threshold,
+        mask_threshold=mask_threshold,
+        overlap_threshold=overlap_threshold,
+    )
+    return outputs
+
+
 _panoptic_map = register(
     "panoptic_map",
     "(Tensor class_logits, Tensor mask_logits, SymInt height, SymInt width, int[] thing_classes,"
     " float score_threshold, float mask_threshold, float overlap_threshold, str dialect,"
     " Tensor? region, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
-    backends={"reference": reference},
+    backends={"reference": reference, "cpu": compiled},
 )
 
 

@@ -14,14 +14,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from maskformer_fast.ops import checks
+from maskformer_fast.ops import checks, compiled_maps
 from maskformer_fast.ops.mask_logits import mask_logits as compute_mask_logits
 from maskformer_fast.ops.precision import ieee_float32
 from maskformer_fast.ops.probabilities import class_probabilities, mask_probabilities
-from maskformer_fast.ops.registry import register, resolve
+from maskformer_fast.ops.registry import compiled_module, register, resolve
 from maskformer_fast.ops.upsample import row_bands
 
 ORDERS = ("maskformer", "transformers")
+SMALL_SUM = 0.05  # of a class's probabilities that its bounds count as a constant
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -89,12 +90,55 @@ def _fake(
     return labels, class_logits.new_empty(shape if return_scores else (0,), dtype=compute)
 
 
+def compiled(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    height: int,
+    width: int,
+    order: str,
+    region: Tensor | None,
+    dtype: torch.dtype,
+    return_scores: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `reference`, in C++: csrc/cpu/semantic_map.cpp, threads over strips of the grid."""
+    labels, scores = _fake(
+        class_logits, mask_logits, height, width, order, region, dtype, return_scores
+    )
+    mask_logits, region = compiled_maps.dense(mask_logits, region)
+    probs = class_probabilities(class_logits)[..., :-1].mT.contiguous()  # [B, K, Q]
+    large, others = _split(probs)
+    compiled_module().semantic_map(
+        **compiled_maps.addresses(mask_logits, region, height, width),
+        all=probs.data_ptr(),
+        large=large.data_ptr(),
+        others=others.data_ptr(),
+        labels=labels.data_ptr(),
+        label_bytes=labels.element_size(),
+        scores=scores.data_ptr() if return_scores else 0,
+        classes=probs.shape[1],
+        sigmoid_first=order == "transformers",
+    )
+    return labels, scores
+
+
+def _split(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities [B, K, Q]: the large ones, 0 elsewhere, and the sum of the others [B, K].
+
+    A class's smallest entries are left out, while their sum stays within SMALL_SUM.
+    """
+    ordered = probs.sort(-1).values
+    small = ordered.cumsum(-1) <= SMALL_SUM
+    cutoff = torch.where(small, ordered, -1).amax(-1, keepdim=True)
+    large = torch.where(probs > cutoff, probs, 0)
+    return large, (probs - large).sum(-1)
+
+
 _semantic_map = register(
     "semantic_map",
     "(Tensor class_logits, Tensor mask_logits, SymInt height, SymInt width, str order,"
     " Tensor? region, ScalarType dtype, bool return_scores, str backend) -> (Tensor, Tensor)",
     fake=_fake,
-    backends={"reference": reference},
+    backends={"reference": reference, "cpu": compiled},
 )
 
 

@@ -1,0 +1,29 @@
+"""What the launchers of the three maps in C++ (csrc/cpu/map_shape.hpp) have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskformer_fast.ops.floats import float_type
+
+
+def dense(mask_logits: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The logits [B, Q, h, w] in C order, and the regions [B, 2] float64: all, if None."""
+    if region is None:
+        region = mask_logits.new_tensor(mask_logits.shape[2:], dtype=torch.float64)
+        region = region.expand(len(mask_logits), 2)
+    return mask_logits.contiguous(), region.to(torch.float64).contiguous()
+
+
+def addresses(
+    mask_logits: Tensor, region: Tensor, height: int, width: int
+) -> dict[str, int | tuple[int, ...]]:
+    """The arguments that describe the inputs: tensors of `dense`, which must outlive the call."""
+    return {
+        "mask_logits": mask_logits.data_ptr(),
+        "type": float_type(mask_logits),
+        "region": region.data_ptr(),
+        "sizes": (*mask_logits.shape, height, width),
+        "threads": torch.get_num_threads(),
+    }
