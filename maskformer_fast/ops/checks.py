@@ -73,12 +73,12 @@ def at_least(name: str, value: float, least: float) -> None:
 def output_size(size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) of a map, each at least 1."""
     try:
-        height, width = (operator.index(side) for side in size)
-    except (TypeError, ValueError) as error:
+        sides = [operator.index(side) for side in size]
+    except TypeError as error:
         raise TypeError(f"size: expected two whole numbers (H, W), got {size!r}") from error
-    if height < 1 or width < 1:
+    if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"size: expected (H, W), each >= 1, got {size}")
-    return height, width
+    return sides[0], sides[1]
 
 
 def targets(value: Targets, sizes: Sizes, like: Tensor) -> None:
