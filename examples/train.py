@@ -119,7 +119,7 @@ def main() -> None:
         accelerator.load_state(str(arguments.out / "checkpoint"))
     train(run, arguments)
     if accelerator.is_main_process:
-        model = accelerator.unwrap_model(run.model).eval()
+        model = accelerator.unwrap_model(run.model, keep_fp32_wrapper=False).eval()
         if arguments.save_half:
             model.half()
         if isinstance(model, MaskFormer):

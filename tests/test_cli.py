@@ -9,37 +9,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import small_config
 
-from maskformer_fast import MaskFormer, MaskFormerConfig, cli
+from maskformer_fast import MaskFormer, cli
 from maskformer_fast.cli import FAILED, INTERRUPTED, OK, main
 from maskformer_fast.data.files import read_id_map, read_label_map
 from maskformer_fast.predict import default_weights, predict
 
 USAGE = 2
 ODD = '{"model_type": "maskformer_fast", "num_labels": "ten"}'
-SMALL = {
-    "backbone": "resnet",
-    "backbone_config": {
-        "depths": [1, 1, 1, 1],
-        "hidden_sizes": [8, 8, 16, 16],
-        "embedding_size": 8,
-        "layer_type": "basic",
-    },
-    "feature_size": 32,
-    "mask_feature_size": 16,
-    "num_queries": 12,
-    "hidden_size": 32,
-    "num_heads": 4,
-    "feedforward_size": 32,
-    "decoder_layers": 1,
-    "short_side": 64,
-    "long_side": 128,
-}
 
 
 def small_model(num_labels=3, **options):
     torch.manual_seed(0)
-    return MaskFormer(MaskFormerConfig(num_labels=num_labels, **SMALL, **options)).eval()
+    options = {"thing_classes": [], "num_queries": 12, "decoder_layers": 1} | options
+    return MaskFormer(small_config(num_labels=num_labels, **options)).eval()
 
 
 @pytest.fixture(scope="module")
