@@ -1,4 +1,5 @@
-# make demo      shipped weights on generated scenes: prints PQ, writes pictures to demo/
+# make demo      shipped weights on generated scenes: prints PQ, writes pictures to demo/; then the
+#                quick benchmark
 # make test      all tests that fit a laptop
 # make lint      ruff, clang-format, mypy
 # make sanitize  the op tests on the C++ code, built by gcc with AddressSanitizer and UBSan into
@@ -22,6 +23,7 @@ OP_TESTS := $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_
 
 demo: build
 	$(BIN)/python examples/demo.py --out demo
+	$(BIN)/python benchmarks/run.py --quick
 
 test: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
