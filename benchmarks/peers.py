@@ -142,13 +142,14 @@ def scipy(cost: Tensor) -> Entrant:
 
 
 def lapx(cost: Tensor) -> Entrant:
+    """Its fastest batch call on these problems."""
     import lap
 
     threads = torch.get_num_threads()
 
     def call() -> Any:
         matrices = cost.cpu().numpy()
-        return lap.lapjvs_batch(matrices, extend_cost=True, return_cost=False, n_threads=threads)
+        return lap.lapjvr_batch(matrices, extend_cost=True, return_cost=False, n_threads=threads)
 
     return Entrant(call, lambda result: _stack(result[1], cost))
 
