@@ -114,7 +114,10 @@ def test_an_unknown_name_is_refused_wherever_it_comes_from(
         linear_assignment(COST)
 
 
-def test_float64_takes_the_reference_unless_the_kernels_know_it() -> None:
+def test_float64_takes_the_reference_unless_the_kernels_know_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     assert resolve("mask_logits", "auto", "cpu", torch.float64) == "reference"
     if maskformer_fast.backends()["linear_assignment"]["cpu"] is None:
         assert resolve("linear_assignment", "auto", "cpu", torch.float64) == "cpu"
