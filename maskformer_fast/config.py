@@ -105,11 +105,6 @@ class MaskFormerConfig:
                 f"thing_classes: expected labels in [0, {self.num_labels}), got {outside}"
             )
 
-    @property
-    def stuff_classes(self) -> list[int]:
-        """The labels that are not things."""
-        return sorted(set(range(self.num_labels)) - set(self.thing_classes))
-
     def to_dict(self) -> dict[str, Any]:
         return {"model_type": MODEL_TYPE, **asdict(self)}
 
