@@ -119,8 +119,8 @@ void mask_loss(uintptr_t logits, int type, uintptr_t pixels, bool overlapping, u
   });
 }
 
-void grid_targets(uintptr_t pixels, bool overlapping, uintptr_t first, uintptr_t target,
-                  uintptr_t area, const std::array<int64_t, 5>& sizes) {
+int64_t grid_targets(uintptr_t pixels, bool overlapping, uintptr_t cell, uintptr_t first,
+                     uintptr_t target, uintptr_t area, const std::array<int64_t, 5>& sizes) {
   for (const int64_t size : sizes) at_least("sizes", size, 1);
   const auto [targets, height, width, grid_height, grid_width] = sizes;
   const int64_t most = grid_height * grid_width * (overlapping ? targets : 1);
@@ -136,21 +136,27 @@ void grid_targets(uintptr_t pixels, bool overlapping, uintptr_t first, uintptr_t
                                  width,
                                  grid_height,
                                  grid_width,
+                                 pointer<int32_t>(cell),
                                  pointer<int32_t>(first),
                                  pointer<int16_t>(target),
                                  pointer<double>(area)};
-  cpu::dispatch([&](auto set) { cpu::grid_targets<set.value>(problem); });
+  int64_t runs = 0;
+  cpu::dispatch([&](auto set) { runs = cpu::grid_targets<set.value>(problem); });
+  return runs;
 }
 
-void matching_sums(uintptr_t logits, int type, bool cells_first, uintptr_t first, uintptr_t target,
-                   uintptr_t sums, const std::array<int64_t, 4>& sizes, float alpha, float gamma,
-                   bool ignore_void, int threads) {
-  const auto [queries, stride, cells, targets] = sizes;
+void matching_sums(uintptr_t logits, int type, bool cells_first, uintptr_t cell, uintptr_t first,
+                   uintptr_t target, uintptr_t sums, const std::array<int64_t, 6>& sizes,
+                   float alpha, float gamma, bool ignore_void, int threads) {
+  const auto [queries, stride, start, cells, targets, runs] = sizes;
   at_least("queries", queries, 1);
   at_least("stride", stride, cells_first ? queries : cells);
+  at_least("start", start, 0);
   at_least("cells", cells, 0);
   at_least("targets", targets, 0);
+  at_least("runs", runs, 1);
   at_least("threads", threads, 1);
+  at_least("cells of the grid", pointer<const int32_t>(cell)[runs], start + cells);
   if (cells_first && (stride % cpu::kQueryBlock != 0 || float_type(type) != FloatType::float32)) {
     throw std::invalid_argument("stride: expected float32 in whole blocks of queries, got " +
                                 std::to_string(stride));
@@ -158,11 +164,12 @@ void matching_sums(uintptr_t logits, int type, bool cells_first, uintptr_t first
   const cpu::MatchingSums problem{pointer<const void>(logits),
                                   float_type(type),
                                   cells_first,
-                                  pointer<const int32_t>(first),
-                                  pointer<const int16_t>(target),
+                                  {runs, pointer<const int32_t>(cell),
+                                   pointer<const int32_t>(first), pointer<const int16_t>(target)},
                                   pointer<double>(sums),
                                   queries,
                                   stride,
+                                  start,
                                   cells,
                                   targets,
                                   alpha,
@@ -173,6 +180,33 @@ void matching_sums(uintptr_t logits, int type, bool cells_first, uintptr_t first
     Workspace workspace(cpu::matching_sums_workspace<set.value>(problem, threads));
     cpu::matching_sums<set.value>(problem, workspace.data(), threads);
   });
+}
+
+void matching_cost(uintptr_t probs, uintptr_t labels, uintptr_t num_targets, uintptr_t sums,
+                   uintptr_t area, uintptr_t cost, const std::array<int64_t, 6>& sizes,
+                   const std::array<float, 3>& weights, bool ignore_void) {
+  for (const int64_t size : sizes) at_least("sizes", size, 1);
+  cpu::MatchingCost problem{};
+  problem.probs = pointer<const float>(probs);
+  problem.labels = pointer<const int64_t>(labels);
+  problem.num_targets = pointer<const int32_t>(num_targets);
+  problem.sums = pointer<const double>(sums);
+  problem.area = pointer<const double>(area);
+  problem.cost = pointer<float>(cost);
+  std::tie(problem.layers, problem.images, problem.queries, problem.targets, problem.cells,
+           problem.classes) = std::tuple_cat(sizes);
+  std::tie(problem.class_weight, problem.mask_weight, problem.dice_weight) =
+      std::tuple_cat(weights);
+  problem.ignore_void = ignore_void;
+  for (int64_t i = 0; i < problem.images * problem.targets; ++i) {
+    if (problem.labels[i] < 0 || problem.labels[i] >= problem.classes) {
+      throw std::invalid_argument("labels: expected values in [0, " +
+                                  std::to_string(problem.classes) + "), got " +
+                                  std::to_string(problem.labels[i]));
+    }
+  }
+  const py::gil_scoped_release no_gil;
+  cpu::dispatch([&](auto set) { cpu::matching_cost<set.value>(problem); });
 }
 
 void sigmoid_in_place(uintptr_t x, int64_t count, int threads) {
@@ -338,12 +372,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("sigmoid_in_place", &sigmoid_in_place, py::arg("x"), py::arg("count"), py::arg("threads"));
   m.def("sigmoid_backward_in_place", &sigmoid_backward_in_place, py::arg("x"), py::arg("grad"),
         py::arg("count"), py::arg("threads"));
-  m.def("grid_targets", &grid_targets, py::arg("pixels"), py::arg("overlapping"), py::arg("first"),
-        py::arg("target"), py::arg("area"), py::arg("sizes"));
+  m.def("grid_targets", &grid_targets, py::arg("pixels"), py::arg("overlapping"), py::arg("cell"),
+        py::arg("first"), py::arg("target"), py::arg("area"), py::arg("sizes"));
   m.attr("query_block") = cpu::kQueryBlock;
+  m.def("matching_cost", &matching_cost, py::arg("probs"), py::arg("labels"),
+        py::arg("num_targets"), py::arg("sums"), py::arg("area"), py::arg("cost"), py::arg("sizes"),
+        py::arg("weights"), py::arg("ignore_void"));
   m.def("matching_sums", &matching_sums, py::arg("logits"), py::arg("type"), py::arg("cells_first"),
-        py::arg("first"), py::arg("target"), py::arg("sums"), py::arg("sizes"), py::arg("alpha"),
-        py::arg("gamma"), py::arg("ignore_void"), py::arg("threads"));
+        py::arg("cell"), py::arg("first"), py::arg("target"), py::arg("sums"), py::arg("sizes"),
+        py::arg("alpha"), py::arg("gamma"), py::arg("ignore_void"), py::arg("threads"));
   m.def("semantic_map", &semantic_map, py::arg("mask_logits"), py::arg("type"), py::arg("region"),
         py::arg("all"), py::arg("large"), py::arg("others"), py::arg("labels"),
         py::arg("label_bytes"), py::arg("scores"), py::arg("sizes"), py::arg("classes"),

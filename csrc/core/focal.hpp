@@ -16,11 +16,14 @@ namespace maskformer {
 constexpr float kSquare = 2.0f;  // the published gamma, whose power is a product
 
 // softplus(z) from log(1 + exp(-|z|)).
-MASKFORMER_HD float softplus(float z, float log) { return positive_part(z) + log; }
+template <typename Real>
+MASKFORMER_HD Real softplus(Real z, Real log) {
+  return positive_part(z) + log;
+}
 
 // (1 - s)^gamma = exp(-gamma softplus(z)) from wrong = 1 - s and softplus(z).
-template <bool Square>
-MASKFORMER_HD float focal_power(float wrong, float softplus, float gamma) {
+template <bool Square, typename Real>
+MASKFORMER_HD Real focal_power(Real wrong, Real softplus, float gamma) {
   return Square ? wrong * wrong : exp_of_negative(-gamma * softplus);
 }
 

@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
-namespace maskformer::cpu {
+#include "core/vector_math.hpp"
+
+namespace maskformer {
+namespace cpu {
 namespace {
 
 constexpr int64_t kLanes = 16;
@@ -27,5 +30,35 @@ inline void store(const Lanes (&sum)[Count], float* row) {
   std::memcpy(row, sum, sizeof(sum));
 }
 
+// As many float32 as one vector register holds: gcc splits comparisons of longer ones badly.
+#if defined(__AVX512F__)
+constexpr int64_t kRegister = 16;
+#elif defined(__AVX2__)
+constexpr int64_t kRegister = 8;
+#else
+constexpr int64_t kRegister = 4;
+#endif
+
+typedef float Register __attribute__((vector_size(kRegister * sizeof(float))));
+typedef uint32_t RegisterBits __attribute__((vector_size(kRegister * sizeof(float))));
+
+inline Register load_register(const float* row) {
+  Register values;
+  std::memcpy(&values, row, sizeof(values));
+  return values;
+}
+
+inline void add_to(float* row, Register values) {
+  values += load_register(row);
+  std::memcpy(row, &values, sizeof(values));
+}
+
 }  // namespace
-}  // namespace maskformer::cpu
+}  // namespace cpu
+
+template <>
+struct BitsOf<cpu::Register> {
+  using type = cpu::RegisterBits;
+};
+
+}  // namespace maskformer

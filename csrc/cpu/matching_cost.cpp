@@ -3,20 +3,25 @@
 //   out     sums [2 T + 2, queries] float64: for each target sum y (pos - neg), then for each
 //           sum y s, then sum neg and sum s
 //   maths   core/focal.hpp; one exponential, reciprocal and logarithm an element
-//   plan    cell by cell, all queries at once in vectors: a cell's terms are added to the rows of
-//           the targets that cover it, so there is no product with 0/1 masks, and many small
-//           targets cost as much as one. Logits that lie query by query are turned around in small
-//           tiles. Tiles of 256 cells are summed in float32, the tiles in float64, in order: the
-//           same bits with any number of threads
-//   bounds  kRound tiles of partial sums are kept at a time
-//   NaN     0 * x joins sum neg, so that infinite logits reach the costs of all targets
+//   plan    a block of queries at a time, one vector of them per cell: logits that lie query by
+//           query are turned around in small tiles. The cells are taken in runs that the same
+//           targets cover: a run is summed in registers and then added to the rows of its
+//           targets, so there is no product with 0/1 masks. Tiles of 256 cells are summed in
+//           float32, the tiles in float64, in order: the same bits with any number of threads
+//   bounds  kChunks times the sums are kept, then added in order
+//   NaN     sum neg is not finite where a logit is not: it reaches the costs of all targets
 
 #include "cpu/matching_cost.hpp"
 
 #include <algorithm>
 
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
 #include "core/focal.hpp"
 #include "cpu/arena.hpp"
+#include "cpu/float_lanes.hpp"
 #include "cpu/parallel.hpp"
 
 namespace maskformer::cpu {
@@ -25,82 +30,87 @@ namespace {
 constexpr int64_t kTile = 256;   // cells whose sums stay in float32
 constexpr int64_t kTurned = 64;  // cells that are turned around at a time
 constexpr int64_t kCacheLine = 64;
-constexpr int64_t kRound = 32;  // tiles between two reductions
+constexpr int64_t kChunks = 16;  // at most, whose sums are kept until the end
 
-// One thread's memory.
+// One thread's memory, for a block of queries.
 struct Scratch {
-  float* turned;   // [kTurned, padded]
-  float* line;     // [kTurned] one query's logits
-  float* term;     // [padded] pos - neg
-  float* sigmoid;  // [padded] s
+  float* lines;   // [kQueryBlock, kTurned] logits as float32
+  float* turned;  // [kTurned, kQueryBlock]
+  float* sums;    // [rows, kQueryBlock]
 };
 
 int64_t padded(const MatchingSums& p) {
-  if (p.cells_first) return p.stride;
   return (p.queries + kQueryBlock - 1) / kQueryBlock * kQueryBlock;
 }
 
 int64_t rows(const MatchingSums& p) { return 2 * p.targets + 2; }
 
-int64_t tiles(const MatchingSums& p) { return (p.cells + kTile - 1) / kTile; }
+int64_t chunk_cells(const MatchingSums& p) {
+  const int64_t tiles = (p.cells + kTile - 1) / kTile;
+  return (tiles + kChunks - 1) / kChunks * kTile;
+}
 
-float* take_partial(const MatchingSums& p, Arena& arena) {
-  return arena.take<float>(std::min(tiles(p), kRound) * rows(p) * padded(p));
+double* take_partial(const MatchingSums& p, Arena& arena) {
+  return arena.take<double>(kChunks * rows(p) * padded(p));
 }
 
 Scratch take_scratch(const MatchingSums& p, Arena& arena) {
   Scratch s{};
-  s.turned = arena.take<float>(p.cells_first ? 0 : kTurned * padded(p));
-  s.line = arena.take<float>(kTurned);
-  s.term = arena.take<float>(padded(p));
-  s.sigmoid = arena.take<float>(padded(p));
+  s.lines = arena.take<float>(kQueryBlock * kTurned);
+  s.turned = arena.take<float>(kTurned * kQueryBlock);
+  s.sums = arena.take<float>(rows(p) * kQueryBlock);
   return s;
 }
 
-// The terms of one cell, all queries; those that all targets share are added to their sums.
+struct RunSums {
+  Register pos, neg, sigmoid;  // pos and neg without their factors alpha and 1 - alpha
+};
+
+// Sums over `cells` cells of a register of queries. A logit of -infinity makes sum neg NaN.
 template <bool Square>
-void terms(const float* __restrict logits, int64_t count, float alpha, float gamma,
-           float* __restrict term, float* __restrict sigmoid, float* __restrict sum_neg,
-           float* __restrict sum_sigmoid) {
-#pragma omp simd
-  for (int64_t q = 0; q < count; ++q) {
-    const float x = logits[q];
-    const float e = exp_of_negative(-magnitude(x));
-    const float larger = 1.0f / (1.0f + e), smaller = e * larger, log = log_one_plus(e);
-    const float s = x < 0.0f ? smaller : larger, rest = x < 0.0f ? larger : smaller;
-    const float above = softplus(x, log), below = softplus(-x, log);
-    const float pos = alpha * focal_power<Square>(rest, above, gamma) * below;
-    const float neg = (1.0f - alpha) * focal_power<Square>(s, below, gamma) * above;
-    term[q] = pos - neg;
-    sigmoid[q] = s;
-    sum_neg[q] += neg + 0.0f * x;
-    sum_sigmoid[q] += s;
+RunSums sum_run(const float* logits, int64_t step, int64_t cells, float gamma) {
+  RunSums sum = {};
+  for (int64_t cell = 0; cell < cells; ++cell, logits += step) {
+    const Register x = load_register(logits);
+    const Register e = exp_of_negative(-magnitude(x)), log = log_one_plus(e);
+    const Register larger = 1.0f / (1.0f + e), smaller = e * larger;
+    const Register s = x < 0.0f ? smaller : larger, rest = x < 0.0f ? larger : smaller;
+    const Register negative_part = x < 0.0f ? x : Register{};
+    const Register above = (x - negative_part) + log, below = log - negative_part;
+    sum.pos += focal_power<Square>(rest, above, gamma) * below;
+    sum.neg += focal_power<Square>(s, below, gamma) * above;
+    sum.sigmoid += s;
   }
+  return sum;
 }
 
-void add(const float* __restrict values, int64_t count, float* __restrict sums) {
-#pragma omp simd
-  for (int64_t q = 0; q < count; ++q) sums[q] += values[q];
-}
-
-// Adds the cells [begin, end), whose logits [end - begin, padded] these are, to sums [rows,
-// padded].
-void visit(const MatchingSums& p, const float* logits, int64_t begin, int64_t end, const Scratch& s,
-           float* sums) {
-  const int64_t count = padded(p);
-  float* sum_neg = sums + 2 * p.targets * count;
-  float* sum_sigmoid = sum_neg + count;
-  const auto of_cell = p.gamma == kSquare ? terms<true> : terms<false>;
-  for (int64_t cell = begin; cell < end; ++cell, logits += count) {
-    const int32_t first = p.first[cell], last = p.first[cell + 1];
+// Adds the cells [begin, end), of which run `run` is the first, to s.sums; `logits` are those of
+// `queries` queries at `begin`, `step` apart. Returns the run that `end` belongs to.
+int64_t visit(const MatchingSums& p, const float* logits, int64_t step, int64_t queries,
+              int64_t begin, int64_t end, int64_t run, const Scratch& s) {
+  const TargetRuns& runs = p.runs;
+  const auto sum = p.gamma == kSquare ? sum_run<true> : sum_run<false>;
+  float* neg = s.sums + 2 * p.targets * kQueryBlock;
+  float* sigmoid = neg + kQueryBlock;
+  for (int64_t cell = begin; cell < end; ++run) {
+    const int64_t stop = std::min<int64_t>(runs.cell[run + 1], end), cells = stop - cell;
+    const float* source = logits + (cell - begin) * step;
+    const int32_t first = runs.first[run], last = runs.first[run + 1];
+    cell = stop;
     if (p.ignore_void && first == last) continue;
-    of_cell(logits, count, p.alpha, p.gamma, s.term, s.sigmoid, sum_neg, sum_sigmoid);
-    for (int32_t i = first; i < last; ++i) {
-      const int64_t target = p.target[i];
-      add(s.term, count, sums + target * count);
-      add(s.sigmoid, count, sums + (p.targets + target) * count);
+    for (int64_t q = 0; q < queries; q += kRegister) {
+      const RunSums of_run = sum(source + q, step, cells, p.gamma);
+      const Register of_neg = (1.0f - p.alpha) * of_run.neg, of_pos = p.alpha * of_run.pos;
+      add_to(neg + q, of_neg);
+      add_to(sigmoid + q, of_run.sigmoid);
+      for (int32_t i = first; i < last; ++i) {
+        float* row = s.sums + runs.target[i] * kQueryBlock + q;
+        add_to(row, of_pos - of_neg);
+        add_to(row + p.targets * kQueryBlock, of_run.sigmoid);
+      }
     }
   }
+  return runs.cell[run] > end ? run - 1 : run;
 }
 
 // Asks for the bytes that come next in a query's row: the rows are too far apart, and too many, for
@@ -109,41 +119,105 @@ void prefetch(const std::byte* bytes, int64_t size) {
   for (int64_t i = 0; i < size; i += kCacheLine) __builtin_prefetch(bytes + i, 0, 2);
 }
 
-// The logits of the cells [begin, end) of all queries, turned around: [end - begin, padded].
-void turn(const MatchingSums& p, int64_t begin, int64_t end, const Scratch& s) {
-  const int64_t count = padded(p), width = end - begin;
-  const std::byte* source = static_cast<const std::byte*>(p.logits);
-  for (int64_t q = 0; q < p.queries; ++q) {
-    const std::byte* line = source + (q * p.stride + begin) * size_of(p.type);
-    prefetch(line + kTurned * size_of(p.type), kTurned * size_of(p.type));
-    to_float32(line, p.type, width, s.line);
-    for (int64_t cell = 0; cell < width; ++cell) s.turned[cell * count + q] = s.line[cell];
+// to[cell][q] = from[q][cell] for four queries and four cells.
+void turn_four(const float* from, float* to) {
+#ifdef __SSE__
+  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + kTurned);
+  __m128 c = _mm_loadu_ps(from + 2 * kTurned), d = _mm_loadu_ps(from + 3 * kTurned);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a);
+  _mm_storeu_ps(to + kQueryBlock, b);
+  _mm_storeu_ps(to + 2 * kQueryBlock, c);
+  _mm_storeu_ps(to + 3 * kQueryBlock, d);
+#else
+  for (int64_t q = 0; q < 4; ++q) {
+    for (int64_t cell = 0; cell < 4; ++cell) to[cell * kQueryBlock + q] = from[q * kTurned + cell];
+  }
+#endif
+}
+
+// The logits of the cells [begin, end) of the block of queries that starts with `query`, turned
+// around into s.turned [end - begin, kQueryBlock].
+void turn(const MatchingSums& p, int64_t query, int64_t begin, int64_t end, const Scratch& s) {
+  const int64_t width = end - begin, bytes = size_of(p.type);
+  for (int64_t q = 0; q < std::min(kQueryBlock, p.queries - query); ++q) {
+    const std::byte* line =
+        static_cast<const std::byte*>(p.logits) + ((query + q) * p.stride + begin) * bytes;
+    prefetch(line + kTurned * bytes, kTurned * bytes);
+    to_float32(line, p.type, width, s.lines + q * kTurned);
+  }
+  for (int64_t q = 0; q < kQueryBlock; q += 4) {
+    for (int64_t cell = 0; cell < width; cell += 4) {
+      turn_four(s.lines + q * kTurned + cell, s.turned + cell * kQueryBlock + q);
+    }
   }
 }
 
-void visit_tile(const MatchingSums& p, int64_t tile, const Scratch& s, float* sums) {
-  const int64_t count = padded(p);
-  const int64_t begin = tile * kTile, end = std::min(begin + kTile, p.cells);
-  std::fill_n(sums, rows(p) * count, 0.0f);
-  if (p.cells_first) {
-    visit(p, static_cast<const float*>(p.logits) + begin * count, begin, end, s, sums);
-    return;
-  }
-  std::fill_n(s.turned, kTurned * count, 0.0f);
-  for (int64_t cell = begin; cell < end; cell += kTurned) {
-    const int64_t last = std::min(cell + kTurned, end);
-    turn(p, cell, last, s);
-    visit(p, s.turned, cell, last, s, sums);
+// Adds the sums of one tile to `sums` [rows, padded].
+void visit_tile(const MatchingSums& p, int64_t begin, int64_t end, const Scratch& s, double* sums) {
+  const int32_t* first = p.runs.cell;
+  const int64_t first_run =
+      std::upper_bound(first, first + p.runs.number, p.start + begin) - first - 1;
+  for (int64_t query = 0; query < padded(p); query += kQueryBlock) {
+    std::fill_n(s.sums, rows(p) * kQueryBlock, 0.0f);
+    const int64_t block = std::min(kQueryBlock, p.queries - query);
+    int64_t run = first_run;
+    for (int64_t cell = begin; cell < end; cell += kTurned) {
+      const int64_t last = std::min(cell + kTurned, end);
+      const float* logits = s.turned;
+      if (p.cells_first) {
+        logits = static_cast<const float*>(p.logits) + cell * p.stride + query;
+      } else {
+        turn(p, query, cell, last, s);
+      }
+      const int64_t step = p.cells_first ? p.stride : kQueryBlock;
+      run = visit(p, logits, step, block, p.start + cell, p.start + last, run, s);
+    }
+    for (int64_t row = 0; row < rows(p); ++row) {
+      const float* __restrict from = s.sums + row * kQueryBlock;
+      double* __restrict to = sums + row * padded(p) + query;
+      for (int64_t q = 0; q < kQueryBlock; ++q) to[q] += static_cast<double>(from[q]);
+    }
   }
 }
 
-// Adds row `row` of each of the partial sums [number, rows, padded].
-void reduce(const MatchingSums& p, const float* partial, int64_t number, int64_t row) {
-  const int64_t count = padded(p);
+// Writes the sums of one chunk to `sums` [rows, padded].
+void visit_chunk(const MatchingSums& p, int64_t chunk, const Scratch& s, double* sums) {
+  std::fill_n(sums, rows(p) * padded(p), 0.0);
+  std::fill_n(s.lines, kQueryBlock * kTurned, 0.0f);
+  const int64_t begin = chunk * chunk_cells(p), end = std::min(begin + chunk_cells(p), p.cells);
+  for (int64_t cell = begin; cell < end; cell += kTile) {
+    visit_tile(p, cell, std::min(cell + kTile, end), s, sums);
+  }
+}
+
+// Adds row `row` of the chunks' sums [chunks, rows, padded].
+void reduce(const MatchingSums& p, const double* partial, int64_t chunks, int64_t row) {
   double* __restrict sums = p.sums + row * p.queries;
-  for (int64_t n = 0; n < number; ++n) {
-    const float* __restrict part = partial + (n * rows(p) + row) * count;
-    for (int64_t q = 0; q < p.queries; ++q) sums[q] += static_cast<double>(part[q]);
+  for (int64_t n = 0; n < chunks; ++n) {
+    const double* __restrict part = partial + (n * rows(p) + row) * padded(p);
+    for (int64_t q = 0; q < p.queries; ++q) sums[q] += part[q];
+  }
+}
+
+// The costs of one target of one image in one layer.
+void cost_of_target(const MatchingCost& p, int64_t layer, int64_t image, int64_t target) {
+  const int64_t step = p.layers * p.queries;
+  const double* sums = p.sums + image * (2 * p.targets + 2) * step + layer * p.queries;
+  const double *term = sums + target * step, *overlap = term + p.targets * step;
+  const double *neg = sums + 2 * p.targets * step, *sigmoid = neg + step;
+  const double* area = p.area + image * (p.targets + 1);
+  const double counted = p.ignore_void ? area[p.targets] : static_cast<double>(p.cells);
+  const double pixels = std::max(counted, 1.0);
+  const float* probs = p.probs + (layer * p.images + image) * p.queries * p.classes +
+                       p.labels[image * p.targets + target];
+  float* cost = p.cost + ((layer * p.images + image) * p.targets + target) * p.queries;
+  for (int64_t q = 0; q < p.queries; ++q) {
+    const double focal = (term[q] + neg[q]) / pixels;
+    const double dice = 1.0 - (2.0 * overlap[q] + 1.0) / (sigmoid[q] + area[target] + 1.0);
+    const double prob = static_cast<double>(probs[q * p.classes]);
+    cost[q] =
+        static_cast<float>(p.mask_weight * focal + p.dice_weight * dice - p.class_weight * prob);
   }
 }
 
@@ -160,47 +234,40 @@ int64_t matching_sums_workspace(const MatchingSums& problem, int threads) {
 template <InstructionSet Set>
 void matching_sums(const MatchingSums& p, std::byte* workspace, int threads) {
   Arena shared(workspace), sizes(nullptr);
-  float* partial = take_partial(p, shared);
+  double* partial = take_partial(p, shared);
   take_scratch(p, sizes);
-  for (int64_t begin = 0; begin < tiles(p); begin += kRound) {
-    const int64_t number = std::min(kRound, tiles(p) - begin);
-    parallel_for(number, threads, [&](int64_t tile, int thread) {
-      Arena own(workspace + shared.used() + thread * sizes.used());
-      visit_tile(p, begin + tile, take_scratch(p, own), partial + tile * rows(p) * padded(p));
-    });
-    parallel_for(rows(p), threads, [&](int64_t row, int) { reduce(p, partial, number, row); });
+  const int64_t chunks = p.cells == 0 ? 0 : (p.cells - 1) / chunk_cells(p) + 1;
+  parallel_for(chunks, threads, [&](int64_t chunk, int thread) {
+    Arena own(workspace + shared.used() + thread * sizes.used());
+    visit_chunk(p, chunk, take_scratch(p, own), partial + chunk * rows(p) * padded(p));
+  });
+  parallel_for(rows(p), threads, [&](int64_t row, int) { reduce(p, partial, chunks, row); });
+}
+
+template <InstructionSet Set>
+void matching_cost(const MatchingCost& p) {
+  for (int64_t layer = 0; layer < p.layers; ++layer) {
+    for (int64_t image = 0; image < p.images; ++image) {
+      for (int64_t target = 0; target < p.targets; ++target) {
+        if (target < p.num_targets[image]) {
+          cost_of_target(p, layer, image, target);
+        } else {
+          const int64_t row = (layer * p.images + image) * p.targets + target;
+          std::fill_n(p.cost + row * p.queries, p.queries, 0.0f);
+        }
+      }
+    }
   }
 }
 
 template <InstructionSet Set>
-void grid_targets(const GridTargets& p) {
-  const int64_t plane = p.height * p.width;
-  const int16_t* segments = static_cast<const int16_t*>(p.pixels);
-  const uint8_t* masks = static_cast<const uint8_t*>(p.pixels);
-  std::fill_n(p.area, p.targets, 0.0);
-  int32_t found = 0;
-  const auto put = [&](int64_t target) {
-    p.target[found++] = static_cast<int16_t>(target);
-    p.area[target] += 1.0;
-  };
-  for (int64_t i = 0; i < p.grid_height; ++i) {
-    const int64_t line = i * p.height / p.grid_height * p.width;
-    for (int64_t j = 0; j < p.grid_width; ++j) {
-      const int64_t pixel = line + j * p.width / p.grid_width;
-      p.first[i * p.grid_width + j] = found;
-      if (!p.overlapping) {
-        if (segments[pixel] >= 0 && segments[pixel] < p.targets) put(segments[pixel]);
-        continue;
-      }
-      for (int64_t t = 0; t < p.targets; ++t) {
-        if (masks[t * plane + pixel] != 0) put(t);
-      }
-    }
-  }
-  p.first[p.grid_height * p.grid_width] = found;
+int64_t grid_targets(const GridTargets& p) {
+  std::fill_n(p.area, p.targets + 1, 0.0);
+  return p.overlapping ? runs_of_masks(p) : runs_of_segments(p);
 }
 
-template void grid_targets<InstructionSet::MASKFORMER_SET>(const GridTargets&);
+template int64_t grid_targets<InstructionSet::MASKFORMER_SET>(const GridTargets&);
+template void matching_cost<InstructionSet::MASKFORMER_SET>(const MatchingCost&);
 template int64_t matching_sums_workspace<InstructionSet::MASKFORMER_SET>(const MatchingSums&, int);
 template void matching_sums<InstructionSet::MASKFORMER_SET>(const MatchingSums&, std::byte*, int);
 

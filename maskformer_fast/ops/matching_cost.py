@@ -12,7 +12,6 @@ With `ignore_void`, void pixels leave every sum and P (P = 0 gives 0 for focal).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -129,37 +128,34 @@ def reference(
     return cost
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """One image's targets at the mask grid, for the compiled module."""
+class _Runs(NamedTuple):
+    """One image's targets at the mask grid as runs of cells, for the compiled module."""
 
-    first: Tensor  # [h * w + 1] int32: where each cell's targets start in `target`
+    number: int
+    cell: Tensor  # [h * w + 1] int32: where each run begins, then h * w
+    first: Tensor  # [h * w + 1] int32: where each run's targets start in `target`
     target: Tensor  # int16
-    area: Tensor  # [T] float64
 
     @classmethod
-    def of(cls, pixels: Tensor, num_targets: int, grid: tuple[int, int]) -> _Grid:
-        """pixels [H, W] int16 or [T, H, W] bool; grid h, w."""
-        overlapping = pixels.dtype == torch.bool
+    def of(cls, pixels: Tensor, grid: tuple[int, int], area: Tensor) -> _Runs:
+        """pixels [H, W] int16 or [T, H, W] bool; grid h, w.
+
+        Fills area [T + 1] float64: the cells of each target, then those of any.
+        """
+        overlapping, targets = pixels.dtype == torch.bool, len(area) - 1
         pixels, cells = pixels.contiguous(), grid[0] * grid[1]
-        first = torch.empty(cells + 1, dtype=torch.int32)
-        target = torch.empty(cells * (num_targets if overlapping else 1), dtype=torch.int16)
-        area = torch.empty(num_targets, dtype=torch.float64)
-        compiled_module().grid_targets(
+        cell, first = torch.empty(2, cells + 1, dtype=torch.int32).unbind()
+        target = torch.empty(cells * (targets if overlapping else 1), dtype=torch.int16)
+        number = compiled_module().grid_targets(
             pixels=pixels.data_ptr(),
             overlapping=overlapping,
+            cell=cell.data_ptr(),
             first=first.data_ptr(),
             target=target.data_ptr(),
             area=area.data_ptr(),
-            sizes=(num_targets, *pixels.shape[-2:], *grid),
+            sizes=(targets, *pixels.shape[-2:], *grid),
         )
-        return cls(first, target, area)
-
-    def pixel_count(self, ignore_void: bool) -> Tensor:
-        """How many cells count, at least 1: a float64 scalar."""
-        cells = len(self.first) - 1
-        counted = self.first.diff().count_nonzero() if ignore_void else torch.tensor(cells)
-        return counted.clamp(min=1).to(torch.float64)
+        return cls(number, cell, first, target)
 
     def add_sums(
         self, sums: Tensor, logits: Tensor, cells: slice, cells_first: bool, w: Weights
@@ -168,14 +164,17 @@ class _Grid:
 
         logits [Q, cells] with rows apart as they are, or [cells, Q padded] float32.
         """
+        rows, queries = sums.shape
+        number, targets = cells.stop - cells.start, (rows - 2) // 2
         compiled_module().matching_sums(
             logits=logits.data_ptr(),
             type=float_type(logits),
             cells_first=cells_first,
-            first=self.first[cells].data_ptr(),
+            cell=self.cell.data_ptr(),
+            first=self.first.data_ptr(),
             target=self.target.data_ptr(),
             sums=sums.data_ptr(),
-            sizes=(sums.shape[1], logits.stride(0), cells.stop - cells.start, len(self.area)),
+            sizes=(queries, logits.stride(0), cells.start, number, targets, self.number),
             alpha=w.alpha,
             gamma=w.gamma,
             ignore_void=w.ignore_void,
@@ -183,19 +182,32 @@ class _Grid:
         )
 
 
-def _unpack(sums: Tensor, grids: list[_Grid], layers: int, w: Weights) -> Sums:
-    """sums [B, 2 T + 2, L * Q] as the fields of Sums, [L, B, ...]."""
-    t = len(grids[0].area)
-    parts = sums.unflatten(2, (layers, -1)).permute(2, 0, 1, 3)  # [L, B, 2 T + 2, Q]
-    overlaps = parts[:, :, : 2 * t].unflatten(2, (2, t))
-    return Sums(
-        overlaps[:, :, 0],
-        overlaps[:, :, 1],
-        parts[:, :, -2],
-        parts[:, :, -1],
-        torch.stack([grid.area for grid in grids]),
-        torch.stack([grid.pixel_count(w.ignore_void) for grid in grids])[:, None, None],
+def _finish(
+    cost: Tensor,
+    class_logits: Tensor,
+    labels: Tensor,
+    num_targets: Tensor,
+    sums: Tensor,
+    area: Tensor,
+    cells: int,
+    w: Weights,
+) -> Tensor:
+    """Fill cost [L, B, T, Q] from class_logits [L, B, Q, K+1] and sums [B, 2 T + 2, L * Q]."""
+    layers, b, t, q = cost.shape
+    probs = class_logits.float().softmax(-1).contiguous()
+    labels, num_targets = labels.contiguous(), num_targets.contiguous()
+    compiled_module().matching_cost(
+        probs=probs.data_ptr(),
+        labels=labels.data_ptr(),
+        num_targets=num_targets.data_ptr(),
+        sums=sums.data_ptr(),
+        area=area.data_ptr(),
+        cost=cost.data_ptr(),
+        sizes=(layers, b, q, t, cells, probs.shape[3]),
+        weights=(w.class_weight, w.mask_weight, w.dice_weight),
+        ignore_void=w.ignore_void,
     )
+    return cost
 
 
 def compiled_from_logits(
@@ -206,18 +218,19 @@ def compiled_from_logits(
     pixels: Tensor,
     *weights: Any,
 ) -> Tensor:
-    """As `reference_from_logits`; the sums in C++: csrc/cpu/matching_cost.cpp."""
+    """As `reference_from_logits`, in C++: csrc/cpu/matching_cost.cpp."""
     w = Weights(*weights)
     cost = _fake_from_logits(class_logits, mask_logits, labels)
     if cost.numel() == 0:
         return cost
-    b, q, *grid_size = mask_logits.shape
-    t, grid = labels.shape[1], (grid_size[0], grid_size[1])
-    grids = [_Grid.of(image, t, grid) for image in pixels]
+    b, q, h, width = mask_logits.shape
+    t, cells = labels.shape[1], h * width
     sums = torch.zeros(b, 2 * t + 2, q, dtype=torch.float64)
+    area = torch.empty(b, t + 1, dtype=torch.float64)
     for image, logits in enumerate(mask_logits.contiguous().flatten(2)):
-        grids[image].add_sums(sums[image], logits, slice(0, logits.shape[1]), False, w)
-    cost[:] = _cost(class_logits[None], labels, num_targets, _unpack(sums, grids, 1, w), w)[0]
+        runs = _Runs.of(pixels[image], (h, width), area[image])
+        runs.add_sums(sums[image], logits, slice(0, cells), False, w)
+    _finish(cost[None], class_logits[None], labels, num_targets, sums, area, cells, w)
     return cost
 
 
@@ -236,21 +249,21 @@ def compiled(
     if cost.numel() == 0:
         return cost
     layers, b, q, c = mask_queries.shape
-    t, grid = labels.shape[1], (pixel_features.shape[2], pixel_features.shape[3])
-    grids = [_Grid.of(image, t, grid) for image in pixels]
+    t, (h, width) = labels.shape[1], pixel_features.shape[2:]
     sums = torch.zeros(b, 2 * t + 2, layers * q, dtype=torch.float64)
+    area = torch.empty(b, t + 1, dtype=torch.float64)
     block = compiled_module().query_block
     for image in range(b):
+        runs = _Runs.of(pixels[image], (h, width), area[image])
         queries = mask_queries[:, image].reshape(layers * q, c).float()
         queries = F.pad(queries, (0, 0, 0, -len(queries) % block))
         features = pixel_features[image].flatten(1)  # [C, h * w]
-        for start in range(0, features.shape[1], TILE_CELLS):
-            cells = slice(start, min(start + TILE_CELLS, features.shape[1]))
+        for start in range(0, h * width, TILE_CELLS):
+            cells = slice(start, min(start + TILE_CELLS, h * width))
             with ieee_float32(queries.device):
                 logits = features[:, cells].float().T @ queries.T
-            grids[image].add_sums(sums[image], logits, cells, True, w)
-    cost[:] = _cost(class_logits, labels, num_targets, _unpack(sums, grids, layers, w), w)
-    return cost
+            runs.add_sums(sums[image], logits, cells, True, w)
+    return _finish(cost, class_logits, labels, num_targets, sums, area, h * width, w)
 
 
 def _result_dtype(inputs: Tensor) -> torch.dtype:
