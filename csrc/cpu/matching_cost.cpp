@@ -15,8 +15,8 @@
 
 #include <algorithm>
 
+#include "core/arena.hpp"
 #include "core/focal.hpp"
-#include "cpu/arena.hpp"
 #include "cpu/parallel.hpp"
 
 namespace maskformer::cpu {
