@@ -17,7 +17,7 @@ __attribute__((no_sanitize("thread"), noinline)) void store(Item* address, Item 
 }
 
 template <typename Item, typename Update>
-Item atomic(Item* address, Update update) {
+__forceinline__ Item atomic(Item* address, Update update) {
   on_atomic(address, sizeof(Item));
   const Item old = load(address);
   store(address, static_cast<Item>(update(old)));
@@ -27,7 +27,7 @@ Item atomic(Item* address, Update update) {
 }  // namespace simt
 
 #define SIMT_ATOMIC(name, Item, result)                                 \
-  inline Item atomic##name(Item* address, Item value) {                 \
+  __forceinline__ Item atomic##name(Item* address, Item value) {        \
     return simt::atomic(address, [value](Item old) { return result; }); \
   }
 #define SIMT_ATOMICS(Item)                                                                 \
@@ -38,7 +38,7 @@ Item atomic(Item* address, Update update) {
   SIMT_ATOMIC(Or, Item, old | value)                                                       \
   SIMT_ATOMIC(Xor, Item, old ^ value)                                                      \
   SIMT_ATOMIC(Exch, Item, (static_cast<void>(old), value))                                 \
-  inline Item atomicCAS(Item* address, Item expected, Item value) {                        \
+  __forceinline__ Item atomicCAS(Item* address, Item expected, Item value) {               \
     return simt::atomic(address, [=](Item old) { return old == expected ? value : old; }); \
   }
 SIMT_ATOMICS(int)

@@ -1,7 +1,5 @@
 #include "emulation/simt.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -9,14 +7,20 @@
 #include <cstring>
 #include <mutex>
 #include <numeric>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "emulation/engine.hpp"
 #include "emulation/fiber.hpp"
+#include "emulation/random.hpp"
 #include "emulation/warp.hpp"
+
+namespace simt {
+
+thread_local Now now;
+
+}  // namespace simt
 
 // The names that kernels read as constants, see cuda.hpp.
 simt::Size thread_index asm("threadIdx");
@@ -27,13 +31,8 @@ simt::Size grid_size asm("gridDim");
 namespace simt {
 namespace {
 
-#ifdef __SANITIZE_ADDRESS__
-constexpr size_t kStack = 256 * 1024;
-#else
-constexpr size_t kStack = 64 * 1024;
-#endif
-constexpr size_t kGuard = 4096;
 constexpr int64_t kMostWarps = kMostThreads / kWarp;
+constexpr int64_t kMostWaits = int64_t{1} << 31;  // of the threads of a block: minutes
 
 enum class State : uint8_t { ready, at_barrier, in_exchange, left };
 
@@ -50,29 +49,28 @@ struct Thread {
 struct Engine {
   Thread threads[kMostThreads];
   Lanes lanes[kMostWarps];
-  std::byte* stacks = nullptr;
+  uint32_t in_exchange[kMostWarps];  // lanes that wait in one
+  uint32_t lost[kMostWarps];         // lanes that left, wait at a barrier or do not exist
   Fiber host;
 
   // the launch
   Launch launch{};
   void (*body)(const void*) = nullptr;
   const void* context = nullptr;
-  std::mt19937_64 random;
-  bool permuted = false;
+  Random random;
+  uint64_t seed = 0;  // 0: in their natural order
   std::string error;
 
   // the block
   int count = 0;              // threads
-  int current = -1;           // the thread that runs; -1: host code
   int waiting = 0, left = 0;  // threads at the barrier; threads that are through
-  int agreed = 0;             // threads whose predicate held at the last barrier
-  std::vector<int> ready;     // runs from the back
+  int64_t waits = 0;
+  int agreed = 0;          // threads whose predicate held at the last barrier
+  std::vector<int> ready;  // runs from the back
 };
 
 Engine engine;
 std::mutex one_launch;
-alignas(128) std::byte shared_memory[kMostShared + kSharedGuard];
-
 bool same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
 
 std::string text(Size s) {
@@ -84,20 +82,22 @@ std::string text(Site site) {
   return std::string(slash == nullptr ? site.file : slash + 1) + ":" + std::to_string(site.line);
 }
 
-Thread& current() { return engine.threads[engine.current]; }
+Thread& current() { return engine.threads[now.thread]; }
 
 int lane_of(int thread) { return thread % kWarp; }
 
 // Ends the launch: the host takes over, and nobody ever comes back.
 [[noreturn]] void stop(const std::string& message) {
-  if (engine.current < 0) throw std::runtime_error(engine.launch.name + (": " + message));
+  if (now.thread < 0) throw std::runtime_error(engine.launch.name + (": " + message));
   engine.error = message + "; block " + text(block_index) + ", thread " + text(current().index);
   current().fiber.switch_to(engine.host, true);
   std::abort();
 }
 
 void make_current(int thread) {
-  engine.current = thread;
+  now.thread = thread;
+  now.stack = stack_of(thread);
+  now.accesses = 0;
   thread_index = engine.threads[thread].index;
 }
 
@@ -111,6 +111,7 @@ Fiber& next_fiber() {
 // Lets the others run until this thread is ready again.
 void wait() {
   Thread& me = current();
+  if (++engine.waits > kMostWaits) stop("its block waits again and again: an endless loop?");
   Fiber& next = next_fiber();
   if (&next != &me.fiber) me.fiber.switch_to(next);
 }
@@ -121,10 +122,8 @@ void make_ready(const int* first, int count) {
     engine.threads[first[i]].state = State::ready;
     engine.ready.push_back(first[i]);
   }
-  if (engine.permuted) {
-    std::shuffle(engine.ready.begin() + static_cast<int64_t>(before), engine.ready.end(),
-                 engine.random);
-  }
+  if (engine.seed != 0)
+    engine.random.shuffle(engine.ready.data() + before, engine.ready.size() - before);
 }
 
 void make_all_ready() {
@@ -155,14 +154,14 @@ int first_in(State state) {
 }
 
 // Whether `other`, whom `me` names in its mask, waits in the same exchange; false if it may yet
-// come.
+// come, because it runs, or waits for lanes that do not include me.
 bool meets(const Thread& me, int other) {
   const Thread& thread = engine.threads[other];
   const bool exists = other < engine.count;
   if (exists && thread.state == State::ready) return false;
-  if (exists && thread.state == State::in_exchange && thread.mask == me.mask &&
-      thread.what == me.what && thread.site == me.site) {
-    return true;
+  if (exists && thread.state == State::in_exchange) {
+    if (thread.mask == me.mask && thread.what == me.what && thread.site == me.site) return true;
+    if ((thread.mask >> lane_of(now.thread) & 1u) == 0) return false;
   }
   stop(std::string("reaches ") + name_of(me.what) + " in " + text(me.site) + ", which names lane " +
        std::to_string(lane_of(other)) + "; that one " +
@@ -175,6 +174,7 @@ void thread_main() {
   Thread& me = current();
   me.state = State::left;
   ++engine.left;
+  engine.lost[now.thread / kWarp] |= 1u << lane_of(now.thread);
   if (engine.waiting > 0) {
     stop("leaves the kernel while thread " +
          text(engine.threads[first_in(State::at_barrier)].index) + " " +
@@ -185,19 +185,33 @@ void thread_main() {
   std::abort();
 }
 
+// At the beginning of a block and after its barriers: all threads run.
+void forget_lost() {
+  for (int warp = 0; warp < kMostWarps; ++warp) {
+    const int lanes = std::clamp(engine.count - warp * kWarp, 0, kWarp);
+    engine.lost[warp] = static_cast<uint32_t>(~uint64_t{0} << lanes);
+  }
+}
+
 void start_block(Size block) {
   block_index = block;
   engine.waiting = engine.left = 0;
+  engine.waits = 0;
   engine.ready.clear();
+  std::fill_n(engine.in_exchange, kMostWarps, 0);
+  forget_lost();
   for (int t = 0; t < engine.count; ++t) {
-    std::byte* bottom = engine.stacks + static_cast<size_t>(t) * (kStack + kGuard) + kGuard;
-    engine.threads[t].fiber.prepare(thread_main, bottom, kStack);
+    const size_t colour =
+        static_cast<size_t>(t) % 64 * 64;  // stacks in different sets of the cache
+    engine.threads[t].fiber.prepare(thread_main, stack_of(t), kStack - colour);
   }
   make_all_ready();
 }
 
 void run_block(Size block) {
   start_block(block);
+  constexpr int kNotANumber = 0xff;  // what nobody has written yet
+  std::memset(shared_memory, kNotANumber, static_cast<size_t>(now.shared_bytes));
   begin_block();
   engine.host.switch_to(next_fiber());
   if (engine.error.empty() && engine.left < engine.count) {
@@ -210,20 +224,10 @@ void run_block(Size block) {
                                     waits_at(engine.threads[other])) +
                    "; block " + text(block_index) + ", thread " + text(current().index);
   }
-  engine.current = -1;
-  if (!engine.error.empty()) throw std::runtime_error(engine.launch.name + (": " + engine.error));
-}
-
-void allocate_stacks() {
-  if (engine.stacks != nullptr) return;
-  constexpr size_t kBytes = kMostThreads * (kStack + kGuard);
-  void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  engine.stacks = static_cast<std::byte*>(memory);
-  for (size_t t = 0; t < kMostThreads; ++t) {  // below each: a stack that overflows faults
-    mprotect(engine.stacks + t * (kStack + kGuard), kGuard, PROT_NONE);
-  }
+  now.thread = -1;
+  if (engine.error.empty()) return;
+  if (engine.seed != 0) engine.error += "; seed " + std::to_string(engine.seed);
+  throw std::runtime_error(engine.launch.name + (": " + engine.error));
 }
 
 void check(const Launch& launch) {
@@ -243,14 +247,16 @@ void check(const Launch& launch) {
 void set_up(const Launch& launch) {
   check(launch);
   allocate_stacks();
+  guard_shared(launch.shared_bytes);
   engine.launch = launch;
+  now.shared_bytes = launch.shared_bytes;
   engine.error.clear();
   engine.count = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
   block_size = launch.block;
   grid_size = launch.grid;
   const char* seed = std::getenv("MASKFORMER_EMULATION_SEED");
-  engine.permuted = seed != nullptr && std::strcmp(seed, "0") != 0;
-  engine.random.seed(seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10));
+  engine.seed = seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10);
+  engine.random.seed(engine.seed);
   for (int t = 0; t < engine.count; ++t) {
     const unsigned i = static_cast<unsigned>(t), x = launch.block.x, y = launch.block.y;
     engine.threads[t].index = {i % x, i / x % y, i / x / y};
@@ -280,7 +286,7 @@ void run(const Launch& launch, void (*body)(const void*), const void* context) {
   const int64_t xs = launch.grid.x, ys = launch.grid.y, blocks = xs * ys * launch.grid.z;
   std::vector<int64_t> order(static_cast<size_t>(blocks));
   std::iota(order.begin(), order.end(), 0);
-  if (engine.permuted) std::shuffle(order.begin(), order.end(), engine.random);
+  if (engine.seed != 0) engine.random.shuffle(order.data(), order.size());
   begin_launch();
   for (const int64_t i : order) {
     run_block({static_cast<unsigned>(i % xs), static_cast<unsigned>(i / xs % ys),
@@ -304,10 +310,12 @@ int synchronize_block(bool predicate, Site site) {
     }
   }
   me.state = State::at_barrier;
+  engine.lost[now.thread / kWarp] |= 1u << lane_of(now.thread);
   if (++engine.waiting == engine.count) {
     engine.waiting = engine.agreed = 0;
     for (int t = 0; t < engine.count; ++t) engine.agreed += engine.threads[t].predicate ? 1 : 0;
     on_barrier();
+    forget_lost();
     make_all_ready();
   }
   wait();
@@ -316,7 +324,7 @@ int synchronize_block(bool predicate, Site site) {
 
 uint64_t exchange(Exchange what, uint32_t mask, uint64_t value, uint32_t argument, Site site) {
   Thread& me = current();
-  const int lane = lane_of(engine.current), first = engine.current - lane;
+  const int lane = lane_of(now.thread), first = now.thread - lane;
   Lanes& lanes = engine.lanes[first / kWarp];
   me.state = State::in_exchange;
   me.what = what;
@@ -325,9 +333,12 @@ uint64_t exchange(Exchange what, uint32_t mask, uint64_t value, uint32_t argumen
   lanes.value[lane] = value;
   lanes.argument[lane] = argument;
   if ((mask >> lane & 1u) == 0) fail("%s: its own lane is not in the mask", name_of(what));
+  uint32_t& waiting = engine.in_exchange[first / kWarp];
+  waiting |= 1u << lane;
   int others[kWarp], count = 0;
-  bool complete = true;
-  for (int other = 0; other < kWarp; ++other) {
+  bool complete = (waiting & mask) == mask;
+  const bool doomed = (engine.lost[first / kWarp] & mask) != 0;
+  for (int other = 0; (complete || doomed) && other < kWarp; ++other) {
     if ((mask >> other & 1u) == 0 || other == lane) continue;
     complete = meets(me, first + other) && complete;
     others[count++] = first + other;
@@ -336,6 +347,7 @@ uint64_t exchange(Exchange what, uint32_t mask, uint64_t value, uint32_t argumen
     wait();
     return lanes.result[lane];
   }
+  waiting &= ~mask;
   lanes.mask = mask;
   const int unread = compute(what, lanes);
   if (unread >= 0) fail("%s: reads lane %d, which is not in the mask", name_of(what), unread);
@@ -348,7 +360,7 @@ uint64_t exchange(Exchange what, uint32_t mask, uint64_t value, uint32_t argumen
 void fence() { on_fence(); }
 
 uint32_t lanes_running() {
-  const int first = engine.current - lane_of(engine.current);
+  const int first = now.thread - lane_of(now.thread);
   uint32_t mask = 0;
   for (int lane = 0; lane < kWarp && first + lane < engine.count; ++lane) {
     const bool running = engine.threads[first + lane].state != State::left;
@@ -356,20 +368,5 @@ uint32_t lanes_running() {
   }
   return mask;
 }
-
-void* dynamic_shared() { return shared_memory; }
-
-bool in_kernel() { return engine.current >= 0; }
-
-int current_thread() { return engine.current; }
-
-bool on_own_stack(const void* address) { return current().fiber.owns(address); }
-
-bool on_any_stack(const void* address) {
-  const std::byte* byte = static_cast<const std::byte*>(address);
-  return static_cast<size_t>(byte - engine.stacks) < kMostThreads * (kStack + kGuard);
-}
-
-int64_t shared_bytes() { return engine.launch.shared_bytes; }
 
 }  // namespace simt
