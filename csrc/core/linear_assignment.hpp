@@ -19,7 +19,10 @@ MASKFORMER_HD double smaller(double a, double b) { return a < b ? a : b; }
 MASKFORMER_HD double larger(double a, double b) { return a < b ? b : a; }
 
 // False for NaN and the infinities.
-MASKFORMER_HD bool is_finite(double value) { return value - value == 0.0; }
+template <typename Real>
+MASKFORMER_HD bool is_finite(Real value) {
+  return value - value == Real{0};
+}
 
 // The factor by which a problem with finite entries in [least, most] is scaled.
 MASKFORMER_HD double cost_scale(double least, double most) {

@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from maskformer_fast.ops import checks
+from maskformer_fast.ops.cuda_launch import Kernels, cuda_backends
 from maskformer_fast.ops.registry import compiled_module, register, resolve
 
 UNMATCHED = -1
@@ -130,11 +131,33 @@ def compiled(cost: Tensor, num_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return outputs
 
 
+def on_cuda(kernels: Kernels, cost: Tensor, num_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference`: csrc/cuda/linear_assignment.cu, a block per problem."""
+    dtype = torch.float64 if cost.dtype == torch.float64 else torch.float32
+    cost, num_targets = cost.to(dtype).contiguous(), num_targets.contiguous()
+    query_of_target, gap, status = outputs = _fake(cost, num_targets)
+    problems, targets, queries = cost.shape
+    kernels(
+        "linear_assignment",
+        cost=cost,
+        float64=dtype == torch.float64,
+        num_targets=num_targets,
+        query_of_target=query_of_target,
+        gap=gap,
+        status=status,
+        problems=problems,
+        targets=targets,
+        queries=queries,
+        workspace=kernels.workspace("linear_assignment", cost.device, problems, targets, queries),
+    )
+    return outputs
+
+
 _assign = register(
     "linear_assignment",
     "(Tensor cost, Tensor num_targets, str backend) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
-    backends={"reference": reference, "cpu": compiled},
+    backends={"reference": reference, "cpu": compiled, **cuda_backends(on_cuda)},
     float64_kernels=True,
 )
 

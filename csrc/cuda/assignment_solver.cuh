@@ -1,0 +1,370 @@
+// One assignment problem, solved by one team: the steps that linear_assignment.cu lists.
+#pragma once
+
+#include "core/arena.hpp"
+#include "core/linear_assignment.hpp"
+#include "cuda/assignment_costs.cuh"
+#include "cuda/assignment_team.cuh"
+#include "cuda/device.cuh"
+
+namespace maskformer::cuda {
+
+// warp, block: kColumns columns a thread, in registers. large: any number, in the workspace.
+enum class Plan { warp, block, large };
+
+constexpr int kColumns = 4;
+constexpr int kNone = -1;   // no row, no column
+constexpr int kDummy = -2;  // the row of zero costs, see Solver::prepare_dummy
+constexpr int kBisections = 32;
+constexpr double kTrustedGap = 1e-12;  // of sum |c|: a result from guessed prices that may stay
+
+// What a thread knows of one of its columns while the team goes over rows.
+struct Column {
+  enum State : uint32_t { excluded, open, settled };
+  double price;
+  double distance;
+  uint32_t rank;  // see Nearest
+  uint32_t state;
+};
+
+// Memory that the team shares; columns and costs only where a plan keeps them there.
+template <typename Cost>
+struct Arrays {
+  Nearest* slots;      // [2, warps]
+  double* price;       // [columns] v
+  int32_t* row_of;     // [columns]
+  int32_t* parent;     // [columns] the row from which the column was reached
+  int32_t* column_of;  // [rows]
+  Column* columns;     // [columns]
+  Cost* costs;         // [rows, columns]
+};
+
+template <typename Cost, Plan kPlan, bool kShared>
+class Solver {
+ public:
+  __device__ __forceinline__ Solver(const Arrays<Cost>& arrays, const Cost* cost, int targets,
+                                    int queries)
+      : team_(arrays.slots), costs_(cost, targets, queries, arrays.costs, team_), a_(arrays) {
+    team_.synchronize();
+  }
+
+  // Prices that were guessed for the warm start may be so large that rounding shows: then once
+  // more without.
+  __device__ __forceinline__ void solve() {
+    for (bool may_guess = true;; may_guess = false) {
+      const bool guessed = start(may_guess);
+      run_auction();
+      match_the_rest(guessed);
+      certify();
+      if (!guessed || slack_ <= kTrustedGap * magnitude_) return;
+    }
+  }
+
+  __device__ __forceinline__ void store(int64_t* query_of_target, double* gap, int8_t* status) {
+    const int32_t* matched = costs_.transposed ? a_.row_of : a_.column_of;
+    const int targets = costs_.transposed ? costs_.columns : costs_.rows;
+    for (int t = thread(); t < targets; t += threads()) query_of_target[t] = matched[t];
+    if (thread() != 0) return;
+    *gap = slack_ / costs_.scale;
+    *status = assignment_status(costs_.replaced, slack_, magnitude_, costs_.scale);
+  }
+
+ private:
+  static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
+
+  static __device__ __forceinline__ int threads() {
+    return kPlan == Plan::warp ? kWarp : static_cast<int>(blockDim.x);
+  }
+
+  __device__ __forceinline__ bool square() const { return costs_.rows == costs_.columns; }
+
+  // visit(column, j) for every column of this thread.
+  template <typename Visit>
+  __device__ __forceinline__ void each_column(Visit visit) {
+    if constexpr (kPlan == Plan::large) {
+      for (int j = thread(); j < costs_.columns; j += threads()) visit(a_.columns[j], j);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        const int j = thread() + k * threads();
+        if (j < costs_.columns) visit(held_[k], j);
+      }
+    }
+  }
+
+  // visit(column, j, cost) for every column of this thread; the dummy's costs are 0.
+  template <typename Visit>
+  __device__ __forceinline__ void each_in_row(int row, Visit visit) {
+    if constexpr (kPlan == Plan::large) {
+      each_column([&](Column& c, int j) { visit(c, j, row < 0 ? 0.0 : costs_.at(row, j)); });
+    } else {
+      double cost[kColumns];
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        const int j = thread() + k * threads();
+        cost[k] = row < 0 || j >= costs_.columns ? 0.0 : costs_.read(row, j);
+      }
+      if (!costs_.plain) {
+#pragma unroll
+        for (int k = 0; k < kColumns; ++k) cost[k] = costs_.repaired(cost[k]);
+      }
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        const int j = thread() + k * threads();
+        if (j < costs_.columns) visit(held_[k], j, cost[k]);
+      }
+    }
+  }
+
+  // The column's price falls by `saving`, and `outbid` loses it.
+  __device__ __forceinline__ void match(int row, int column, double saving = 0.0,
+                                        int outbid = kNone) {
+    team_.synchronize();
+    if (thread() == 0) {
+      if (outbid != kNone) a_.column_of[outbid] = kNone;
+      a_.row_of[column] = row;
+      a_.column_of[row] = column;
+      a_.price[column] -= saving;
+    }
+    team_.synchronize();
+  }
+
+  __device__ __forceinline__ uint32_t rank_of(int column) const {
+    return static_cast<uint32_t>(column) | (a_.row_of[column] == kNone ? 0u : kMatched);
+  }
+
+  // Prices 0 and cheapest columns; where most rows want the same ones, guessed prices instead.
+  // Returns whether prices were guessed.
+  __device__ __forceinline__ bool start(bool may_guess) {
+    for (bool guessed = false;; guessed = true) {
+      if (guessed) {
+        guess_prices();
+      } else {
+        each_column([&](Column&, int j) { a_.price[j] = 0.0; });
+      }
+      for (int i = thread(); i < costs_.rows; i += threads()) a_.column_of[i] = kNone;
+      const int matched = take_cheapest(guessed);
+      if (guessed || !may_guess || 2 * matched >= costs_.rows) return guessed;
+    }
+  }
+
+  // Each row takes its cheapest column if that is free. Then v_j = min_i (c_ij - v_j - u_i) + v_j,
+  // at most 0 with fewer rows than columns: the pairs stay tight.
+  __device__ __forceinline__ int take_cheapest(bool guessed) {
+    each_column([&](Column& c, int j) {
+      a_.row_of[j] = kNone;
+      c.price = a_.price[j];
+      c.distance = square() ? kInfinity : 0.0;
+      c.rank = static_cast<uint32_t>(j);
+    });
+    int matched = 0;
+    for (int i = 0; i < costs_.rows; ++i) {
+      Nearest found;
+      each_in_row(
+          i, [&](Column& c, int, double cost) { found = nearer(found, {cost - c.price, c.rank}); });
+      found = team_.nearest(found);
+      if ((found.rank & kMatched) == 0) {
+        const int column = static_cast<int>(found.rank);
+        match(i, column);
+        each_column([&](Column& c, int j) { c.rank |= j == column ? kMatched : 0u; });
+        ++matched;
+      }
+      if (!square() && !guessed) continue;
+      each_in_row(i, [&](Column& c, int, double cost) {
+        c.distance = smaller(cost - found.value, c.distance);
+      });
+    }
+    if (square() || guessed) each_column([&](Column& c, int j) { a_.price[j] = c.distance; });
+    team_.synchronize();
+    return matched;
+  }
+
+  // v_j = the column's mean; with fewer rows than columns less a value that about `rows` of the
+  // means are below, and at most 0.
+  __device__ __forceinline__ void guess_prices() {
+    each_column([](Column& c, int) { c.distance = 0.0; });
+    for (int i = 0; i < costs_.rows; ++i) {
+      each_in_row(i, [](Column& c, int, double cost) { c.distance += cost; });
+    }
+    double own_least = kInfinity, own_most = -kInfinity;
+    each_column([&](Column& c, int) {
+      c.distance /= costs_.rows;
+      own_least = smaller(c.distance, own_least);
+      own_most = larger(c.distance, own_most);
+    });
+    double below = team_.least(own_least), above = -team_.least(-own_most);
+    for (int k = 0; k < kBisections && !square(); ++k) {
+      const double middle = below + (above - below) * 0.5;
+      uint32_t own_count = 0;
+      each_column([&](Column& c, int) { own_count += c.distance < middle ? 1u : 0u; });
+      const bool too_many = team_.sum(own_count) > static_cast<uint32_t>(costs_.rows);
+      (too_many ? above : below) = middle;
+    }
+    each_column([&](Column& c, int j) {
+      a_.price[j] = square() ? c.distance : smaller(c.distance - below, 0.0);
+    });
+  }
+
+  struct Bid {
+    Nearest first;
+    double saving;  // over the second cheapest column, >= 0; infinite without one
+  };
+
+  __device__ __forceinline__ Bid bid_of(int row) {
+    Nearest first;
+    double second = kInfinity;
+    each_in_row(row, [&](Column&, int j, double cost) {
+      const double value = cost - a_.price[j];
+      second = smaller(larger(first.value, value), second);
+      first = nearer(first, {value, rank_of(j)});
+    });
+    const Nearest best = team_.nearest(first);
+    return {best, team_.least(best.rank == first.rank ? second : first.value) - best.value};
+  }
+
+  // The rows that are left bid. One outbids another only if it gains by it, at most `rows` times;
+  // the price of its column falls by what it saves there, so that pairs stay tight.
+  __device__ __forceinline__ void run_auction() {
+    int outbid = 0;
+    for (int i = 0; i < costs_.rows; ++i) {
+      int row = a_.column_of[i] == kNone ? i : kNone;
+      while (row != kNone) {
+        const Bid bid = bid_of(row);
+        const int column = static_cast<int>(bid.first.rank & ~kMatched);
+        const int other = a_.row_of[column];
+        if (other != kNone && (bid.saving == 0.0 || outbid == costs_.rows)) break;
+        if (other != kNone) ++outbid;
+        match(row, column, bid.saving < kInfinity ? bid.saving : 0.0, other);
+        row = other;
+      }
+    }
+  }
+
+  // A shortest augmenting path for each row that is left. With guessed prices and fewer rows than
+  // columns also for the dummy, a row of zero costs that stands for the rows that are missing: it
+  // holds the unmatched columns whose price is dummy_price_. When it holds them all, its price
+  // counts as 0. At most `rows` times: the certificate tells if that was too few.
+  __device__ __forceinline__ void match_the_rest(bool guessed) {
+    const bool repair = guessed && !square();
+    for (int i = 0; i < (repair ? 2 : 1) * costs_.rows; ++i) {
+      if (i < costs_.rows && a_.column_of[i] != kNone) continue;
+      if (i == costs_.rows) dummy_price_ = highest_price();
+      if (i >= costs_.rows && !left_to_repair()) break;
+      augment(i < costs_.rows ? i : kDummy);
+    }
+    if (!repair) return;
+    each_column([&](Column&, int j) { a_.price[j] = smaller(a_.price[j] - dummy_price_, 0.0); });
+    team_.synchronize();
+  }
+
+  __device__ __forceinline__ double highest_price() {
+    double own = kInfinity;
+    each_column([&](Column&, int j) { own = smaller(-a_.price[j], own); });
+    return -team_.least(own);
+  }
+
+  __device__ __forceinline__ bool held_by_dummy(int column) const {
+    return a_.row_of[column] == kNone && a_.price[column] == dummy_price_;
+  }
+
+  __device__ __forceinline__ bool left_to_repair() {
+    uint32_t own = 0;
+    each_column(
+        [&](Column&, int j) { own += a_.row_of[j] == kNone && !held_by_dummy(j) ? 1u : 0u; });
+    return team_.sum(own) != 0;
+  }
+
+  // Matches one more row; matched pairs stay tight.
+  __device__ __forceinline__ void augment(int start) {
+    each_column([&](Column& c, int j) {
+      c.price = a_.price[j];
+      c.distance = kInfinity;
+      c.rank = rank_of(j);
+      c.state = start == kDummy && held_by_dummy(j) ? Column::excluded : Column::open;
+    });
+    const Nearest end = find_path(start);
+    team_.synchronize();
+    each_column([&](Column& c, int j) {
+      const double change = smaller(c.distance - end.value, 0.0);  // 0 but for rounding
+      if (c.state == Column::settled) a_.price[j] = c.price + change;
+      if (c.state == Column::excluded) a_.price[j] = -end.value;
+    });
+    if (start == kDummy) dummy_price_ = -end.value;
+    team_.synchronize();
+    if (thread() == 0) follow(start, static_cast<int>(end.rank & ~kMatched));
+    team_.synchronize();
+  }
+
+  // The shortest path to a free column; its last column. Each step before it settles a matched
+  // column, so there are at most `rows` before it.
+  __device__ __forceinline__ Nearest find_path(int start) {
+    double offset = 0.0;
+    int row = start;
+    Nearest found;
+    for (int step = 0; step <= costs_.rows; ++step) {
+      Nearest own;
+      each_in_row(row, [&](Column& c, int j, double cost) {
+        const double through_row = cost - c.price - offset;
+        const bool open = c.state == Column::open;
+        if (open && through_row < c.distance) {
+          c.distance = through_row;
+          a_.parent[j] = row;
+        }
+        own = nearer(own, {open ? c.distance : kInfinity, c.rank});
+      });
+      found = team_.nearest(own);
+      if ((found.rank & kMatched) == 0) break;
+      const int column = static_cast<int>(found.rank & ~kMatched);
+      row = a_.row_of[column];
+      offset = costs_.at(row, column) - a_.price[column] - found.value;
+      each_column([&](Column& c, int j) {
+        if (j == column) c.state = Column::settled;
+      });
+    }
+    return found;
+  }
+
+  // One thread: gives the columns of the path to the rows before them.
+  __device__ __forceinline__ void follow(int start, int column) {
+    for (int step = 0; step <= costs_.rows; ++step) {
+      const int row = a_.parent[column];
+      if (row == kDummy) {
+        a_.row_of[column] = kNone;
+        a_.price[column] = dummy_price_;
+        return;
+      }
+      const int next = a_.column_of[row];
+      a_.row_of[column] = row;
+      a_.column_of[row] = column;
+      if (row == start) return;
+      column = next;
+    }
+  }
+
+  // Slack of the duality certificate: primal minus dual value, with u computed afresh. Valid for
+  // any prices: v <= 0 with fewer rows than columns.
+  __device__ __forceinline__ void certify() {
+    slack_ = magnitude_ = 0.0;
+    for (int i = 0; i < costs_.rows; ++i) {
+      double own = kInfinity;
+      each_in_row(i, [&](Column&, int j, double cost) { own = smaller(cost - a_.price[j], own); });
+      const int column = a_.column_of[i];
+      const double cost = costs_.at(i, column);
+      slack_ += cost - a_.price[column] - team_.least(own);
+      magnitude_ += larger(cost, -cost);
+    }
+    double own = 0.0;
+    each_column([&](Column&, int j) { own -= a_.row_of[j] == kNone ? a_.price[j] : 0.0; });
+    slack_ += team_.sum(own);
+    team_.synchronize();
+  }
+
+  Team<kPlan == Plan::warp> team_;
+  const Costs<Cost, kShared> costs_;
+  const Arrays<Cost> a_;
+  Column held_[kPlan == Plan::large ? 1 : kColumns];
+  double dummy_price_ = 0.0;
+  double slack_ = 0.0, magnitude_ = 0.0;
+};
+
+}  // namespace maskformer::cuda
