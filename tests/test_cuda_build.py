@@ -13,10 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+CHECKS = sorted((ROOT / "tests/emulation/checks").glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90")  # the oldest, and the newest
 STATIC_SHARED = 48 * 1024  # bytes of a block; more of it must be dynamic
 FLAGS = (
-    *("-std=c++17", "-O3", "-DNDEBUG", "-Xptxas", "-v", "-I", ROOT / "csrc"),
+    *("-std=c++17", "-O3", "-DNDEBUG", "-Xptxas", "-v", "-I", ROOT / "csrc", "-I", ROOT / "tests"),
     '-DMASKFORMER_CUDA_ARCHITECTURES="a test"',
 )
 
@@ -85,19 +86,29 @@ ptxas info    : Used 4 registers, used 0 barriers, 352 bytes cmem[0]
     assert empty[1:] == (4, 0, 0, 0)
 
 
-@needs_nvcc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_compiles_without_spills(source: Path, architecture: str, tmp_path: Path) -> None:
+def compiled(source: Path, architecture: str, folder: Path) -> str:
+    """What nvcc and ptxas print; there may be no warning in it."""
     result = subprocess.run(
-        ["nvcc", "-cubin", f"-arch={architecture}", *FLAGS, "-o", tmp_path / "cubin", source],
+        ["nvcc", "-cubin", f"-arch={architecture}", *FLAGS, "-o", folder / "cubin", source],
         capture_output=True,
         text=True,
     )
     text = result.stdout + result.stderr
-    assert result.returncode == 0, text
-    assert "warning" not in text, text
-    kernels = kernels_of(text)
+    assert result.returncode == 0 and "warning" not in text, text
+    return text
+
+
+@needs_nvcc
+@pytest.mark.parametrize("source", CHECKS, ids=lambda source: source.name)
+def test_what_the_emulator_accepts_is_cuda(source: Path, tmp_path: Path) -> None:
+    assert kernels_of(compiled(source, "sm_80", tmp_path))
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_compiles_without_spills(source: Path, architecture: str, tmp_path: Path) -> None:
+    kernels = kernels_of(compiled(source, architecture, tmp_path))
     assert bool(kernels) == ("__global__" in source.read_text())
     print(f"\n{source.name}, {architecture}", *kernels, sep="\n")
     for kernel in kernels:
