@@ -56,7 +56,7 @@ class Costs {
   double scale;   // of the costs that at() returns
 
  private:
-  static constexpr int kInFlight = 16;  // loads of a thread before the first use
+  static constexpr int kInFlight = 64 / sizeof(Cost);  // loads of a thread before the first use
   static constexpr Cost kInfinity = std::numeric_limits<Cost>::infinity();
 
   struct Range {  // of the finite entries

@@ -1,7 +1,6 @@
 // One assignment problem, solved by one team: the steps that linear_assignment.cu lists.
 #pragma once
 
-#include "core/arena.hpp"
 #include "core/linear_assignment.hpp"
 #include "cuda/assignment_costs.cuh"
 #include "cuda/assignment_team.cuh"
@@ -27,16 +26,17 @@ struct Column {
   uint32_t state;
 };
 
-// Memory that the team shares; columns and costs only where a plan keeps them there.
+// Memory that the team shares. There are as many columns in it as the threads hold: those past the
+// problem's are padding, with price 0 and no row.
 template <typename Cost>
 struct Arrays {
-  Nearest* slots;      // [2, warps]
+  Nearest* slots;      // [2, warps], but Plan::warp
   double* price;       // [columns] v
   int32_t* row_of;     // [columns]
   int32_t* parent;     // [columns] the row from which the column was reached
   int32_t* column_of;  // [rows]
-  Column* columns;     // [columns]
-  Cost* costs;         // [rows, columns]
+  Column* columns;     // [columns], Plan::large
+  Cost* costs;         // [rows, columns] without padding, where kShared
 };
 
 template <typename Cost, Plan kPlan, bool kShared>
@@ -78,21 +78,27 @@ class Solver {
 
   __device__ __forceinline__ bool square() const { return costs_.rows == costs_.columns; }
 
-  // visit(column, j) for every column of this thread.
+  // visit(column, j) for every column of this thread, also for the padding.
   template <typename Visit>
-  __device__ __forceinline__ void each_column(Visit visit) {
+  __device__ __forceinline__ void each_held(Visit visit) {
     if constexpr (kPlan == Plan::large) {
       for (int j = thread(); j < costs_.columns; j += threads()) visit(a_.columns[j], j);
     } else {
 #pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
-        const int j = thread() + k * threads();
-        if (j < costs_.columns) visit(held_[k], j);
-      }
+      for (int k = 0; k < kColumns; ++k) visit(held_[k], thread() + k * threads());
     }
   }
 
-  // visit(column, j, cost) for every column of this thread; the dummy's costs are 0.
+  // Without the padding.
+  template <typename Visit>
+  __device__ __forceinline__ void each_column(Visit visit) {
+    each_held([&](Column& c, int j) {
+      if (j < costs_.columns) visit(c, j);
+    });
+  }
+
+  // visit(column, j, cost) for every column of this thread; padding costs infinity, and the
+  // dummy's other columns 0.
   template <typename Visit>
   __device__ __forceinline__ void each_in_row(int row, Visit visit) {
     if constexpr (kPlan == Plan::large) {
@@ -102,17 +108,17 @@ class Solver {
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
         const int j = thread() + k * threads();
-        cost[k] = row < 0 || j >= costs_.columns ? 0.0 : costs_.read(row, j);
+        cost[k] = j >= costs_.columns ? kInfinity : row < 0 ? 0.0 : costs_.read(row, j);
       }
       if (!costs_.plain) {
 #pragma unroll
-        for (int k = 0; k < kColumns; ++k) cost[k] = costs_.repaired(cost[k]);
+        for (int k = 0; k < kColumns; ++k) {
+          const int j = thread() + k * threads();
+          if (j < costs_.columns) cost[k] = costs_.repaired(cost[k]);
+        }
       }
 #pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
-        const int j = thread() + k * threads();
-        if (j < costs_.columns) visit(held_[k], j, cost[k]);
-      }
+      for (int k = 0; k < kColumns; ++k) visit(held_[k], thread() + k * threads(), cost[k]);
     }
   }
 
@@ -140,7 +146,7 @@ class Solver {
       if (guessed) {
         guess_prices();
       } else {
-        each_column([&](Column&, int j) { a_.price[j] = 0.0; });
+        each_held([&](Column&, int j) { a_.price[j] = 0.0; });
       }
       for (int i = thread(); i < costs_.rows; i += threads()) a_.column_of[i] = kNone;
       const int matched = take_cheapest(guessed);
@@ -151,7 +157,7 @@ class Solver {
   // Each row takes its cheapest column if that is free. Then v_j = min_i (c_ij - v_j - u_i) + v_j,
   // at most 0 with fewer rows than columns: the pairs stay tight.
   __device__ __forceinline__ int take_cheapest(bool guessed) {
-    each_column([&](Column& c, int j) {
+    each_held([&](Column& c, int j) {
       a_.row_of[j] = kNone;
       c.price = a_.price[j];
       c.distance = square() ? kInfinity : 0.0;
@@ -166,7 +172,7 @@ class Solver {
       if ((found.rank & kMatched) == 0) {
         const int column = static_cast<int>(found.rank);
         match(i, column);
-        each_column([&](Column& c, int j) { c.rank |= j == column ? kMatched : 0u; });
+        each_held([&](Column& c, int j) { c.rank |= j == column ? kMatched : 0u; });
         ++matched;
       }
       if (!square() && !guessed) continue;
@@ -182,7 +188,7 @@ class Solver {
   // v_j = the column's mean; with fewer rows than columns less a value that about `rows` of the
   // means are below, and at most 0.
   __device__ __forceinline__ void guess_prices() {
-    each_column([](Column& c, int) { c.distance = 0.0; });
+    each_held([](Column& c, int) { c.distance = 0.0; });
     for (int i = 0; i < costs_.rows; ++i) {
       each_in_row(i, [](Column& c, int, double cost) { c.distance += cost; });
     }
@@ -276,7 +282,7 @@ class Solver {
 
   // Matches one more row; matched pairs stay tight.
   __device__ __forceinline__ void augment(int start) {
-    each_column([&](Column& c, int j) {
+    each_held([&](Column& c, int j) {
       c.price = a_.price[j];
       c.distance = kInfinity;
       c.rank = rank_of(j);
@@ -317,9 +323,7 @@ class Solver {
       const int column = static_cast<int>(found.rank & ~kMatched);
       row = a_.row_of[column];
       offset = costs_.at(row, column) - a_.price[column] - found.value;
-      each_column([&](Column& c, int j) {
-        if (j == column) c.state = Column::settled;
-      });
+      each_held([&](Column& c, int j) { c.state = j == column ? Column::settled : c.state; });
     }
     return found;
   }

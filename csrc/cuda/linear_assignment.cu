@@ -33,13 +33,20 @@
 namespace maskformer::cuda {
 namespace {
 
-constexpr int kMostThreads = 512;
+constexpr int kMostThreads = 256;
 constexpr int64_t kWarpColumns = int64_t{kWarp} * kColumns;
 constexpr int64_t kBlockColumns = int64_t{kMostThreads} * kColumns;
 constexpr int64_t kLargeBlocks = 264;      // Plan::large: two for each multiprocessor of an H200
 constexpr int64_t kMostResident = 32;      // blocks of a multiprocessor
 constexpr int64_t kReservedShared = 1024;  // bytes that CUDA adds to each block
 constexpr int64_t kMostRows = 0x7fffffff / 2;  // rows + columns of a problem fit 32 bits
+
+// Where a block's arrays lie: bytes from the start of its shared memory, with Plan::large of its
+// share of the workspace (but slots). See Arrays.
+struct Layout {
+  int64_t slots, price, row_of, parent, column_of, columns, costs;
+  int64_t shared, workspace;  // bytes of both
+};
 
 struct Arguments {
   const void* cost;
@@ -49,33 +56,27 @@ struct Arguments {
   int8_t* status;
   int64_t problems, targets, queries;
   std::byte* workspace;
-  int64_t share;  // bytes of workspace of a block
+  Layout layout;
 };
 
-// The arrays of a block, for up to `targets` targets. `shared` and `workspace` count or hand out.
 template <typename Cost, Plan kPlan, bool kShared>
-MASKFORMER_HD Arrays<Cost> lay_out(int64_t targets, int64_t queries, int64_t warps, Arena& shared,
-                                   Arena& workspace) {
-  const int64_t rows = targets < queries ? targets : queries;
-  const int64_t columns = targets < queries ? queries : targets;
-  Arena& arena = kPlan == Plan::large ? workspace : shared;
-  Arrays<Cost> a{};
-  if (kPlan != Plan::warp) a.slots = shared.take<Nearest>(2 * warps);
-  a.price = arena.take<double>(columns);
-  a.row_of = arena.take<int32_t>(columns);
-  a.parent = arena.take<int32_t>(columns);
-  a.column_of = arena.take<int32_t>(rows);
-  if (kPlan == Plan::large) a.columns = arena.take<Column>(columns);
-  if (kShared) a.costs = shared.take<Cost>(rows * columns);
-  return a;
+__device__ __forceinline__ Arrays<Cost> arrays_of(const Arguments& a) {
+  std::byte* shared = dynamic_shared<std::byte>();
+  std::byte* base = shared;
+  if constexpr (kPlan == Plan::large) base = a.workspace + blockIdx.x * a.layout.workspace;
+  return {reinterpret_cast<Nearest*>(shared + a.layout.slots),
+          reinterpret_cast<double*>(base + a.layout.price),
+          reinterpret_cast<int32_t*>(base + a.layout.row_of),
+          reinterpret_cast<int32_t*>(base + a.layout.parent),
+          reinterpret_cast<int32_t*>(base + a.layout.column_of),
+          reinterpret_cast<Column*>(base + a.layout.columns),
+          reinterpret_cast<Cost*>(shared + a.layout.costs)};
 }
 
 template <typename Cost, Plan kPlan, bool kShared>
-__global__ void __launch_bounds__(kPlan == Plan::warp ? kWarp : kMostThreads)
+__global__ void __launch_bounds__(kPlan == Plan::warp ? kWarp : kMostThreads, 1)
     assign(const Arguments a) {
-  Arena shared(dynamic_shared<std::byte>()), workspace(a.workspace + blockIdx.x * a.share);
-  const Arrays<Cost> arrays =
-      lay_out<Cost, kPlan, kShared>(a.targets, a.queries, blockDim.x / kWarp, shared, workspace);
+  const Arrays<Cost> arrays = arrays_of<Cost, kPlan, kShared>(a);
   for (int64_t n = blockIdx.x; n < a.problems; n += gridDim.x) {
     const int64_t count = min(max(int64_t{a.num_targets[n]}, int64_t{0}), a.targets);
     const Cost* cost = static_cast<const Cost*>(a.cost) + n * a.targets * a.queries;
@@ -105,37 +106,51 @@ Shape shape_of(int64_t problems, int64_t targets, int64_t queries) {
   return {columns, plan, ceil_div(columns, kWarpColumns) * kWarp, std::min(problems, kMostBlocks)};
 }
 
-// Bytes of shared memory, and of the workspace, of a block.
-struct Bytes {
-  int64_t shared, workspace;
-};
+template <typename Item>
+int64_t place(Arena& arena, int64_t count) {
+  const int64_t at = arena.used();
+  arena.take<Item>(count);
+  return at;
+}
 
-template <typename Cost, Plan kPlan, bool kShared>
-Bytes bytes_of(int64_t targets, int64_t queries, int64_t threads) {
+// For up to `targets` targets; cost_bytes: of a cost in shared memory, 0: not there.
+Layout lay_out(const Shape& shape, int64_t targets, int64_t queries, int64_t cost_bytes) {
+  const bool large = shape.plan == Plan::large;
+  const int64_t rows = std::min(targets, queries);
+  const int64_t columns = large ? shape.columns : shape.threads * kColumns;
   Arena shared(nullptr), workspace(nullptr);
-  lay_out<Cost, kPlan, kShared>(targets, queries, threads / kWarp, shared, workspace);
-  return {shared.used(), workspace.used()};
+  Arena& arena = large ? workspace : shared;
+  Layout layout{};
+  layout.slots = place<Nearest>(shared, shape.plan == Plan::warp ? 0 : 2 * shape.threads / kWarp);
+  layout.price = place<double>(arena, columns);
+  layout.row_of = place<int32_t>(arena, columns);
+  layout.parent = place<int32_t>(arena, columns);
+  layout.column_of = place<int32_t>(arena, rows);
+  layout.columns = place<Column>(arena, large ? columns : 0);
+  layout.costs = place<std::byte>(shared, rows * shape.columns * cost_bytes);
+  layout.shared = shared.used();
+  layout.workspace = workspace.used();
+  return layout;
 }
 
 template <typename Cost, Plan kPlan, bool kShared>
-void start(Arguments a, const Shape& shape, Stream stream) {
-  const Bytes bytes = bytes_of<Cost, kPlan, kShared>(a.targets, a.queries, shape.threads);
-  a.share = bytes.workspace;
+void start(Arguments a, const Layout& layout, const Shape& shape, Stream stream) {
+  a.layout = layout;
   launch("linear_assignment", assign<Cost, kPlan, kShared>, blocks(shape.blocks),
-         static_cast<unsigned>(shape.threads), bytes.shared, stream, a);
+         static_cast<unsigned>(shape.threads), layout.shared, stream, a);
 }
 
 // Costs in shared memory: not if problems would wait for those that fill it.
 template <typename Cost, Plan kPlan>
 void choose(const Arguments& a, const Shape& shape, Stream stream) {
+  const Layout with_costs = lay_out(shape, a.targets, a.queries, sizeof(Cost));
   const int64_t most = most_shared_bytes();
-  const int64_t bytes = bytes_of<Cost, kPlan, true>(a.targets, a.queries, shape.threads).shared;
   const int64_t resident =
-      std::min(kMostResident, (most + kReservedShared) / (bytes + kReservedShared));
-  if (bytes <= most && a.problems <= resident * multiprocessors()) {
-    start<Cost, kPlan, true>(a, shape, stream);
+      std::min(kMostResident, (most + kReservedShared) / (with_costs.shared + kReservedShared));
+  if (with_costs.shared <= most && a.problems <= resident * multiprocessors()) {
+    start<Cost, kPlan, true>(a, with_costs, shape, stream);
   } else {
-    start<Cost, kPlan, false>(a, shape, stream);
+    start<Cost, kPlan, false>(a, lay_out(shape, a.targets, a.queries, 0), shape, stream);
   }
 }
 
@@ -147,7 +162,8 @@ void dispatch(const Arguments& a, const Shape& shape, Stream stream) {
     case Plan::block:
       return choose<Cost, Plan::block>(a, shape, stream);
     case Plan::large:
-      return start<Cost, Plan::large, false>(a, shape, stream);
+      return start<Cost, Plan::large, false>(a, lay_out(shape, a.targets, a.queries, 0), shape,
+                                             stream);
   }
 }
 
@@ -155,9 +171,7 @@ void dispatch(const Arguments& a, const Shape& shape, Stream stream) {
 
 int64_t linear_assignment_workspace(int64_t problems, int64_t targets, int64_t queries) {
   const Shape shape = shape_of(problems, targets, queries);
-  if (shape.plan != Plan::large) return 0;
-  return shape.blocks *
-         bytes_of<double, Plan::large, false>(targets, queries, shape.threads).workspace;
+  return shape.blocks * lay_out(shape, targets, queries, 0).workspace;
 }
 
 void linear_assignment(const void* cost, bool float64, const int32_t* num_targets,
@@ -165,7 +179,7 @@ void linear_assignment(const void* cost, bool float64, const int32_t* num_target
                        int64_t targets, int64_t queries, std::byte* workspace, Stream stream) {
   const Shape shape = shape_of(problems, targets, queries);
   const Arguments a{cost,     num_targets, query_of_target, gap,       status,
-                    problems, targets,     queries,         workspace, 0};
+                    problems, targets,     queries,         workspace, {}};
   if (shape.columns > kMostRows) {
     throw std::invalid_argument("linear_assignment: expected at most " + std::to_string(kMostRows) +
                                 " targets and queries, got " + std::to_string(shape.columns));
