@@ -17,13 +17,13 @@ constexpr int kDummy = -2;  // the row of zero costs, see Solver::prepare_dummy
 constexpr int kBisections = 32;
 constexpr double kTrustedGap = 1e-12;  // of sum |c|: a result from guessed prices that may stay
 
-// What a thread knows of one of its columns while the team goes over rows.
+// What a thread knows of one of its columns.
 struct Column {
   enum State : uint32_t { excluded, open, settled };
-  double price;
-  double distance;
-  uint32_t rank;  // see Nearest
-  uint32_t state;
+  double price;     // as in Arrays
+  double distance;  // in a search; else a value at hand
+  uint32_t rank;    // see Nearest: whether the column is matched
+  uint32_t state;   // in a search
 };
 
 // Memory that the team shares. There are as many columns in it as the threads hold: those past the
@@ -122,65 +122,85 @@ class Solver {
     }
   }
 
+  // The column of this thread with the least visit(column, j, cost), of equal ones of least rank.
+  template <typename Visit>
+  __device__ __forceinline__ Nearest nearest_in_row(int row, Visit visit) {
+    Nearest nearest;
+    if constexpr (kPlan == Plan::large) {
+      each_in_row(row, [&](Column& c, int j, double cost) {
+        nearest = nearer(nearest, {visit(c, j, cost), c.rank});
+      });
+    } else {
+      static_assert(kColumns == 4, "the tree below");
+      double values[kColumns];
+      int k = 0;
+      each_in_row(row, [&](Column& c, int j, double cost) { values[k++] = visit(c, j, cost); });
+      nearest.value = smaller(smaller(values[0], values[1]), smaller(values[2], values[3]));
+#pragma unroll
+      for (k = 0; k < kColumns; ++k) {
+        const uint32_t rank = values[k] == nearest.value ? held_[k].rank : kNoRank;
+        nearest.rank = min(nearest.rank, rank);
+      }
+    }
+    return nearest;
+  }
+
+  __device__ __forceinline__ void set_price(Column& c, int column, double price) {
+    c.price = a_.price[column] = price;
+  }
+
   // The column's price falls by `saving`, and `outbid` loses it.
   __device__ __forceinline__ void match(int row, int column, double saving = 0.0,
                                         int outbid = kNone) {
     team_.synchronize();
+    each_held([&](Column& c, int j) {
+      if (j != column) return;
+      c.rank |= kMatched;
+      set_price(c, j, c.price - saving);
+    });
     if (thread() == 0) {
-      if (outbid != kNone) a_.column_of[outbid] = kNone;
       a_.row_of[column] = row;
       a_.column_of[row] = column;
-      a_.price[column] -= saving;
+      if (outbid != kNone) a_.column_of[outbid] = kNone;
     }
     team_.synchronize();
-  }
-
-  __device__ __forceinline__ uint32_t rank_of(int column) const {
-    return static_cast<uint32_t>(column) | (a_.row_of[column] == kNone ? 0u : kMatched);
   }
 
   // Prices 0 and cheapest columns; where most rows want the same ones, guessed prices instead.
   // Returns whether prices were guessed.
   __device__ __forceinline__ bool start(bool may_guess) {
+    each_held([&](Column& c, int j) { set_price(c, j, 0.0); });
     for (bool guessed = false;; guessed = true) {
-      if (guessed) {
-        guess_prices();
-      } else {
-        each_held([&](Column&, int j) { a_.price[j] = 0.0; });
-      }
-      for (int i = thread(); i < costs_.rows; i += threads()) a_.column_of[i] = kNone;
+      if (guessed) guess_prices();
       const int matched = take_cheapest(guessed);
       if (guessed || !may_guess || 2 * matched >= costs_.rows) return guessed;
     }
   }
 
-  // Each row takes its cheapest column if that is free. Then v_j = min_i (c_ij - v_j - u_i) + v_j,
-  // at most 0 with fewer rows than columns: the pairs stay tight.
+  // Each row takes its cheapest column if that is free. Then v_j = min_i (c_ij - u_i), at most 0
+  // with fewer rows than columns: the pairs stay tight. That changes nothing where v = 0 is both.
   __device__ __forceinline__ int take_cheapest(bool guessed) {
+    const bool reduce = square() || guessed;
     each_held([&](Column& c, int j) {
       a_.row_of[j] = kNone;
-      c.price = a_.price[j];
-      c.distance = square() ? kInfinity : 0.0;
       c.rank = static_cast<uint32_t>(j);
+      c.distance = square() ? kInfinity : 0.0;
     });
+    for (int i = thread(); i < costs_.rows; i += threads()) a_.column_of[i] = kNone;
     int matched = 0;
     for (int i = 0; i < costs_.rows; ++i) {
-      Nearest found;
-      each_in_row(
-          i, [&](Column& c, int, double cost) { found = nearer(found, {cost - c.price, c.rank}); });
-      found = team_.nearest(found);
+      const Nearest found = team_.nearest(
+          nearest_in_row(i, [](Column& c, int, double cost) { return cost - c.price; }));
       if ((found.rank & kMatched) == 0) {
-        const int column = static_cast<int>(found.rank);
-        match(i, column);
-        each_held([&](Column& c, int j) { c.rank |= j == column ? kMatched : 0u; });
+        match(i, static_cast<int>(found.rank));
         ++matched;
       }
-      if (!square() && !guessed) continue;
+      if (!reduce) continue;
       each_in_row(i, [&](Column& c, int, double cost) {
         c.distance = smaller(cost - found.value, c.distance);
       });
     }
-    if (square() || guessed) each_column([&](Column& c, int j) { a_.price[j] = c.distance; });
+    if (reduce) each_column([&](Column& c, int j) { set_price(c, j, c.distance); });
     team_.synchronize();
     return matched;
   }
@@ -207,25 +227,23 @@ class Solver {
       (too_many ? above : below) = middle;
     }
     each_column([&](Column& c, int j) {
-      a_.price[j] = square() ? c.distance : smaller(c.distance - below, 0.0);
+      set_price(c, j, square() ? c.distance : smaller(c.distance - below, 0.0));
     });
   }
 
   struct Bid {
-    Nearest first;
+    int column;     // the cheapest
     double saving;  // over the second cheapest column, >= 0; infinite without one
   };
 
   __device__ __forceinline__ Bid bid_of(int row) {
-    Nearest first;
-    double second = kInfinity;
-    each_in_row(row, [&](Column&, int j, double cost) {
-      const double value = cost - a_.price[j];
-      second = smaller(larger(first.value, value), second);
-      first = nearer(first, {value, rank_of(j)});
-    });
-    const Nearest best = team_.nearest(first);
-    return {best, team_.least(best.rank == first.rank ? second : first.value) - best.value};
+    const Nearest best = team_.nearest(nearest_in_row(
+        row, [](Column& c, int, double cost) { return c.distance = cost - c.price; }));
+    const int column = static_cast<int>(best.rank & ~kMatched);
+    double own = kInfinity;
+    each_column(
+        [&](Column& c, int j) { own = smaller(j == column ? kInfinity : c.distance, own); });
+    return {column, team_.least(own) - best.value};
   }
 
   // The rows that are left bid. One outbids another only if it gains by it, at most `rows` times;
@@ -236,11 +254,10 @@ class Solver {
       int row = a_.column_of[i] == kNone ? i : kNone;
       while (row != kNone) {
         const Bid bid = bid_of(row);
-        const int column = static_cast<int>(bid.first.rank & ~kMatched);
-        const int other = a_.row_of[column];
+        const int other = a_.row_of[bid.column];
         if (other != kNone && (bid.saving == 0.0 || outbid == costs_.rows)) break;
         if (other != kNone) ++outbid;
-        match(row, column, bid.saving < kInfinity ? bid.saving : 0.0, other);
+        match(row, bid.column, bid.saving < kInfinity ? bid.saving : 0.0, other);
         row = other;
       }
     }
@@ -259,46 +276,53 @@ class Solver {
       augment(i < costs_.rows ? i : kDummy);
     }
     if (!repair) return;
-    each_column([&](Column&, int j) { a_.price[j] = smaller(a_.price[j] - dummy_price_, 0.0); });
+    each_column([&](Column& c, int j) { set_price(c, j, smaller(c.price - dummy_price_, 0.0)); });
     team_.synchronize();
   }
 
   __device__ __forceinline__ double highest_price() {
     double own = kInfinity;
-    each_column([&](Column&, int j) { own = smaller(-a_.price[j], own); });
+    each_column([&](Column& c, int) { own = smaller(-c.price, own); });
     return -team_.least(own);
   }
 
-  __device__ __forceinline__ bool held_by_dummy(int column) const {
-    return a_.row_of[column] == kNone && a_.price[column] == dummy_price_;
+  __device__ __forceinline__ bool held_by_dummy(const Column& c) const {
+    return (c.rank & kMatched) == 0 && c.price == dummy_price_;
   }
 
   __device__ __forceinline__ bool left_to_repair() {
     uint32_t own = 0;
     each_column(
-        [&](Column&, int j) { own += a_.row_of[j] == kNone && !held_by_dummy(j) ? 1u : 0u; });
+        [&](Column& c, int) { own += (c.rank & kMatched) == 0 && !held_by_dummy(c) ? 1u : 0u; });
     return team_.sum(own) != 0;
   }
 
   // Matches one more row; matched pairs stay tight.
   __device__ __forceinline__ void augment(int start) {
-    each_held([&](Column& c, int j) {
-      c.price = a_.price[j];
+    each_held([&](Column& c, int) {
       c.distance = kInfinity;
-      c.rank = rank_of(j);
-      c.state = start == kDummy && held_by_dummy(j) ? Column::excluded : Column::open;
+      const bool useless = start == kDummy && held_by_dummy(c);
+      c.state = useless ? Column::excluded : Column::open;
     });
     const Nearest end = find_path(start);
+    const int column = static_cast<int>(end.rank & ~kMatched);
+    if (start == kDummy) dummy_price_ = -end.value;
     team_.synchronize();
     each_column([&](Column& c, int j) {
       const double change = smaller(c.distance - end.value, 0.0);  // 0 but for rounding
-      if (c.state == Column::settled) a_.price[j] = c.price + change;
-      if (c.state == Column::excluded) a_.price[j] = -end.value;
+      if (c.state == Column::settled) set_price(c, j, c.price + change);
+      if (c.state == Column::excluded) set_price(c, j, dummy_price_);
+      if (j == column) c.rank |= kMatched;
     });
-    if (start == kDummy) dummy_price_ = -end.value;
     team_.synchronize();
-    if (thread() == 0) follow(start, static_cast<int>(end.rank & ~kMatched));
+    if (thread() == 0) follow(start, column);
     team_.synchronize();
+    if (start != kDummy) return;
+    each_column([&](Column& c, int j) {  // one of them is no longer matched
+      if (a_.row_of[j] != kNone) return;
+      c.rank = static_cast<uint32_t>(j);
+      c.price = a_.price[j];
+    });
   }
 
   // The shortest path to a free column; its last column. Each step before it settles a matched
@@ -308,17 +332,14 @@ class Solver {
     int row = start;
     Nearest found;
     for (int step = 0; step <= costs_.rows; ++step) {
-      Nearest own;
-      each_in_row(row, [&](Column& c, int j, double cost) {
+      found = team_.nearest(nearest_in_row(row, [&](Column& c, int j, double cost) {
         const double through_row = cost - c.price - offset;
         const bool open = c.state == Column::open;
-        if (open && through_row < c.distance) {
-          c.distance = through_row;
-          a_.parent[j] = row;
-        }
-        own = nearer(own, {open ? c.distance : kInfinity, c.rank});
-      });
-      found = team_.nearest(own);
+        const bool shorter = open & (through_row < c.distance);
+        c.distance = shorter ? through_row : c.distance;
+        if (shorter) a_.parent[j] = row;
+        return open ? c.distance : kInfinity;
+      }));
       if ((found.rank & kMatched) == 0) break;
       const int column = static_cast<int>(found.rank & ~kMatched);
       row = a_.row_of[column];
@@ -351,14 +372,14 @@ class Solver {
     slack_ = magnitude_ = 0.0;
     for (int i = 0; i < costs_.rows; ++i) {
       double own = kInfinity;
-      each_in_row(i, [&](Column&, int j, double cost) { own = smaller(cost - a_.price[j], own); });
+      each_in_row(i, [&](Column& c, int, double cost) { own = smaller(cost - c.price, own); });
       const int column = a_.column_of[i];
       const double cost = costs_.at(i, column);
       slack_ += cost - a_.price[column] - team_.least(own);
       magnitude_ += larger(cost, -cost);
     }
     double own = 0.0;
-    each_column([&](Column&, int j) { own -= a_.row_of[j] == kNone ? a_.price[j] : 0.0; });
+    each_column([&](Column& c, int) { own -= (c.rank & kMatched) == 0 ? c.price : 0.0; });
     slack_ += team_.sum(own);
     team_.synchronize();
   }
