@@ -2,54 +2,30 @@
 #pragma once
 
 #include "core/linear_assignment.hpp"
+#include "cuda/assignment_columns.cuh"
 #include "cuda/assignment_costs.cuh"
 #include "cuda/assignment_team.cuh"
 #include "cuda/device.cuh"
 
 namespace maskformer::cuda {
 
-// warp, block: kColumns columns a thread, in registers. large: any number, in the workspace.
-enum class Plan { warp, block, large };
-
-constexpr int kColumns = 4;
-constexpr int kNone = -1;   // no row, no column
-constexpr int kDummy = -2;  // the row of zero costs, see Solver::prepare_dummy
+constexpr int kDummy = -2;  // the row of zero costs, see match_the_rest
 constexpr int kBisections = 32;
+constexpr int kAtOnce = 4;             // rows whose minima do not wait for each other
 constexpr double kTrustedGap = 1e-12;  // of sum |c|: a result from guessed prices that may stay
-
-// What a thread knows of one of its columns.
-struct Column {
-  enum State : uint32_t { excluded, open, settled };
-  double price;     // as in Arrays
-  double distance;  // in a search; else a value at hand
-  uint32_t rank;    // see Nearest: whether the column is matched
-  uint32_t state;   // in a search
-};
-
-// Memory that the team shares. There are as many columns in it as the threads hold: those past the
-// problem's are padding, with price 0 and no row.
-template <typename Cost>
-struct Arrays {
-  Nearest* slots;      // [2, warps], but Plan::warp
-  double* price;       // [columns] v
-  int32_t* row_of;     // [columns]
-  int32_t* parent;     // [columns] the row from which the column was reached
-  int32_t* column_of;  // [rows]
-  Column* columns;     // [columns], Plan::large
-  Cost* costs;         // [rows, columns] without padding, where kShared
-};
 
 template <typename Cost, Plan kPlan, bool kShared>
 class Solver {
  public:
   __device__ __forceinline__ Solver(const Arrays<Cost>& arrays, const Cost* cost, int targets,
                                     int queries)
-      : team_(arrays.slots), costs_(cost, targets, queries, arrays.costs, team_), a_(arrays) {
+      : team_(arrays.slots),
+        columns_({cost, targets, queries, arrays.costs, team_}, arrays.columns),
+        a_(arrays) {
     team_.synchronize();
   }
 
-  // Prices that were guessed for the warm start may be so large that rounding shows: then once
-  // more without.
+  // Guessed prices may be so large that rounding shows: then once more without.
   __device__ __forceinline__ void solve() {
     for (bool may_guess = true;; may_guess = false) {
       const bool guessed = start(may_guess);
@@ -61,88 +37,19 @@ class Solver {
   }
 
   __device__ __forceinline__ void store(int64_t* query_of_target, double* gap, int8_t* status) {
-    const int32_t* matched = costs_.transposed ? a_.row_of : a_.column_of;
-    const int targets = costs_.transposed ? costs_.columns : costs_.rows;
-    for (int t = thread(); t < targets; t += threads()) query_of_target[t] = matched[t];
-    if (thread() != 0) return;
-    *gap = slack_ / costs_.scale;
-    *status = assignment_status(costs_.replaced, slack_, magnitude_, costs_.scale);
+    const int32_t* matched = columns_.costs.transposed ? a_.row_of : a_.column_of;
+    const int targets = columns_.costs.transposed ? columns_.costs.columns : columns_.costs.rows;
+    for (int t = columns_.thread(); t < targets; t += columns_.threads()) {
+      query_of_target[t] = matched[t];
+    }
+    if (columns_.thread() != 0) return;
+    *gap = slack_ / columns_.costs.scale;
+    *status = assignment_status(columns_.costs.replaced, slack_, magnitude_, columns_.costs.scale);
   }
 
  private:
-  static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
-
-  static __device__ __forceinline__ int threads() {
-    return kPlan == Plan::warp ? kWarp : static_cast<int>(blockDim.x);
-  }
-
-  __device__ __forceinline__ bool square() const { return costs_.rows == costs_.columns; }
-
-  // visit(column, j) for every column of this thread, also for the padding.
-  template <typename Visit>
-  __device__ __forceinline__ void each_held(Visit visit) {
-    if constexpr (kPlan == Plan::large) {
-      for (int j = thread(); j < costs_.columns; j += threads()) visit(a_.columns[j], j);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) visit(held_[k], thread() + k * threads());
-    }
-  }
-
-  // Without the padding.
-  template <typename Visit>
-  __device__ __forceinline__ void each_column(Visit visit) {
-    each_held([&](Column& c, int j) {
-      if (j < costs_.columns) visit(c, j);
-    });
-  }
-
-  // visit(column, j, cost) for every column of this thread; padding costs infinity, and the
-  // dummy's other columns 0.
-  template <typename Visit>
-  __device__ __forceinline__ void each_in_row(int row, Visit visit) {
-    if constexpr (kPlan == Plan::large) {
-      each_column([&](Column& c, int j) { visit(c, j, row < 0 ? 0.0 : costs_.at(row, j)); });
-    } else {
-      double cost[kColumns];
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
-        const int j = thread() + k * threads();
-        cost[k] = j >= costs_.columns ? kInfinity : row < 0 ? 0.0 : costs_.read(row, j);
-      }
-      if (!costs_.plain) {
-#pragma unroll
-        for (int k = 0; k < kColumns; ++k) {
-          const int j = thread() + k * threads();
-          if (j < costs_.columns) cost[k] = costs_.repaired(cost[k]);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) visit(held_[k], thread() + k * threads(), cost[k]);
-    }
-  }
-
-  // The column of this thread with the least visit(column, j, cost), of equal ones of least rank.
-  template <typename Visit>
-  __device__ __forceinline__ Nearest nearest_in_row(int row, Visit visit) {
-    Nearest nearest;
-    if constexpr (kPlan == Plan::large) {
-      each_in_row(row, [&](Column& c, int j, double cost) {
-        nearest = nearer(nearest, {visit(c, j, cost), c.rank});
-      });
-    } else {
-      static_assert(kColumns == 4, "the tree below");
-      double values[kColumns];
-      int k = 0;
-      each_in_row(row, [&](Column& c, int j, double cost) { values[k++] = visit(c, j, cost); });
-      nearest.value = smaller(smaller(values[0], values[1]), smaller(values[2], values[3]));
-#pragma unroll
-      for (k = 0; k < kColumns; ++k) {
-        const uint32_t rank = values[k] == nearest.value ? held_[k].rank : kNoRank;
-        nearest.rank = min(nearest.rank, rank);
-      }
-    }
-    return nearest;
+  __device__ __forceinline__ bool square() const {
+    return columns_.costs.rows == columns_.costs.columns;
   }
 
   __device__ __forceinline__ void set_price(Column& c, int column, double price) {
@@ -153,12 +60,12 @@ class Solver {
   __device__ __forceinline__ void match(int row, int column, double saving = 0.0,
                                         int outbid = kNone) {
     team_.synchronize();
-    each_held([&](Column& c, int j) {
+    columns_.each_held([&](Column& c, int j) {
       if (j != column) return;
       c.rank |= kMatched;
       set_price(c, j, c.price - saving);
     });
-    if (thread() == 0) {
+    if (columns_.thread() == 0) {
       a_.row_of[column] = row;
       a_.column_of[row] = column;
       if (outbid != kNone) a_.column_of[outbid] = kNone;
@@ -169,11 +76,11 @@ class Solver {
   // Prices 0 and cheapest columns; where most rows want the same ones, guessed prices instead.
   // Returns whether prices were guessed.
   __device__ __forceinline__ bool start(bool may_guess) {
-    each_held([&](Column& c, int j) { set_price(c, j, 0.0); });
+    columns_.each_held([&](Column& c, int j) { set_price(c, j, 0.0); });
     for (bool guessed = false;; guessed = true) {
       if (guessed) guess_prices();
       const int matched = take_cheapest(guessed);
-      if (guessed || !may_guess || 2 * matched >= costs_.rows) return guessed;
+      if (guessed || !may_guess || 2 * matched >= columns_.costs.rows) return guessed;
     }
   }
 
@@ -181,26 +88,27 @@ class Solver {
   // with fewer rows than columns: the pairs stay tight. That changes nothing where v = 0 is both.
   __device__ __forceinline__ int take_cheapest(bool guessed) {
     const bool reduce = square() || guessed;
-    each_held([&](Column& c, int j) {
+    columns_.each_held([&](Column& c, int j) {
       a_.row_of[j] = kNone;
       c.rank = static_cast<uint32_t>(j);
       c.distance = square() ? kInfinity : 0.0;
     });
-    for (int i = thread(); i < costs_.rows; i += threads()) a_.column_of[i] = kNone;
+    for (int i = columns_.thread(); i < columns_.costs.rows; i += columns_.threads())
+      a_.column_of[i] = kNone;
     int matched = 0;
-    for (int i = 0; i < costs_.rows; ++i) {
+    for (int i = 0; i < columns_.costs.rows; ++i) {
       const Nearest found = team_.nearest(
-          nearest_in_row(i, [](Column& c, int, double cost) { return cost - c.price; }));
+          columns_.nearest_in_row(i, [](Column& c, int, double cost) { return cost - c.price; }));
       if ((found.rank & kMatched) == 0) {
         match(i, static_cast<int>(found.rank));
         ++matched;
       }
       if (!reduce) continue;
-      each_in_row(i, [&](Column& c, int, double cost) {
+      columns_.each_in_row(i, [&](Column& c, int, double cost) {
         c.distance = smaller(cost - found.value, c.distance);
       });
     }
-    if (reduce) each_column([&](Column& c, int j) { set_price(c, j, c.distance); });
+    if (reduce) columns_.each_column([&](Column& c, int j) { set_price(c, j, c.distance); });
     team_.synchronize();
     return matched;
   }
@@ -208,13 +116,13 @@ class Solver {
   // v_j = the column's mean; with fewer rows than columns less a value that about `rows` of the
   // means are below, and at most 0.
   __device__ __forceinline__ void guess_prices() {
-    each_held([](Column& c, int) { c.distance = 0.0; });
-    for (int i = 0; i < costs_.rows; ++i) {
-      each_in_row(i, [](Column& c, int, double cost) { c.distance += cost; });
+    columns_.each_held([](Column& c, int) { c.distance = 0.0; });
+    for (int i = 0; i < columns_.costs.rows; ++i) {
+      columns_.each_in_row(i, [](Column& c, int, double cost) { c.distance += cost; });
     }
     double own_least = kInfinity, own_most = -kInfinity;
-    each_column([&](Column& c, int) {
-      c.distance /= costs_.rows;
+    columns_.each_column([&](Column& c, int) {
+      c.distance /= columns_.costs.rows;
       own_least = smaller(c.distance, own_least);
       own_most = larger(c.distance, own_most);
     });
@@ -222,11 +130,13 @@ class Solver {
     for (int k = 0; k < kBisections && !square(); ++k) {
       const double middle = below + (above - below) * 0.5;
       uint32_t own_count = 0;
-      each_column([&](Column& c, int) { own_count += c.distance < middle ? 1u : 0u; });
-      const bool too_many = team_.sum(own_count) > static_cast<uint32_t>(costs_.rows);
-      (too_many ? above : below) = middle;
+      columns_.each_column([&](Column& c, int) { own_count += c.distance < middle ? 1u : 0u; });
+      const uint32_t count = team_.sum(own_count),
+                     wanted = static_cast<uint32_t>(columns_.costs.rows);
+      (count > wanted ? above : below) = middle;
+      if (count == wanted) break;
     }
-    each_column([&](Column& c, int j) {
+    columns_.each_column([&](Column& c, int j) {
       set_price(c, j, square() ? c.distance : smaller(c.distance - below, 0.0));
     });
   }
@@ -237,11 +147,11 @@ class Solver {
   };
 
   __device__ __forceinline__ Bid bid_of(int row) {
-    const Nearest best = team_.nearest(nearest_in_row(
+    const Nearest best = team_.nearest(columns_.nearest_in_row(
         row, [](Column& c, int, double cost) { return c.distance = cost - c.price; }));
     const int column = static_cast<int>(best.rank & ~kMatched);
     double own = kInfinity;
-    each_column(
+    columns_.each_column(
         [&](Column& c, int j) { own = smaller(j == column ? kInfinity : c.distance, own); });
     return {column, team_.least(own) - best.value};
   }
@@ -250,12 +160,12 @@ class Solver {
   // the price of its column falls by what it saves there, so that pairs stay tight.
   __device__ __forceinline__ void run_auction() {
     int outbid = 0;
-    for (int i = 0; i < costs_.rows; ++i) {
+    for (int i = 0; i < columns_.costs.rows; ++i) {
       int row = a_.column_of[i] == kNone ? i : kNone;
       while (row != kNone) {
         const Bid bid = bid_of(row);
         const int other = a_.row_of[bid.column];
-        if (other != kNone && (bid.saving == 0.0 || outbid == costs_.rows)) break;
+        if (other != kNone && (bid.saving == 0.0 || outbid == columns_.costs.rows)) break;
         if (other != kNone) ++outbid;
         match(row, bid.column, bid.saving < kInfinity ? bid.saving : 0.0, other);
         row = other;
@@ -269,20 +179,21 @@ class Solver {
   // counts as 0. At most `rows` times: the certificate tells if that was too few.
   __device__ __forceinline__ void match_the_rest(bool guessed) {
     const bool repair = guessed && !square();
-    for (int i = 0; i < (repair ? 2 : 1) * costs_.rows; ++i) {
-      if (i < costs_.rows && a_.column_of[i] != kNone) continue;
-      if (i == costs_.rows) dummy_price_ = highest_price();
-      if (i >= costs_.rows && !left_to_repair()) break;
-      augment(i < costs_.rows ? i : kDummy);
+    for (int i = 0; i < (repair ? 2 : 1) * columns_.costs.rows; ++i) {
+      if (i < columns_.costs.rows && a_.column_of[i] != kNone) continue;
+      if (i == columns_.costs.rows) dummy_price_ = highest_price();
+      if (i >= columns_.costs.rows && !left_to_repair()) break;
+      augment(i < columns_.costs.rows ? i : kDummy);
     }
     if (!repair) return;
-    each_column([&](Column& c, int j) { set_price(c, j, smaller(c.price - dummy_price_, 0.0)); });
+    columns_.each_column(
+        [&](Column& c, int j) { set_price(c, j, smaller(c.price - dummy_price_, 0.0)); });
     team_.synchronize();
   }
 
   __device__ __forceinline__ double highest_price() {
     double own = kInfinity;
-    each_column([&](Column& c, int) { own = smaller(-c.price, own); });
+    columns_.each_column([&](Column& c, int) { own = smaller(-c.price, own); });
     return -team_.least(own);
   }
 
@@ -292,14 +203,14 @@ class Solver {
 
   __device__ __forceinline__ bool left_to_repair() {
     uint32_t own = 0;
-    each_column(
+    columns_.each_column(
         [&](Column& c, int) { own += (c.rank & kMatched) == 0 && !held_by_dummy(c) ? 1u : 0u; });
     return team_.sum(own) != 0;
   }
 
   // Matches one more row; matched pairs stay tight.
   __device__ __forceinline__ void augment(int start) {
-    each_held([&](Column& c, int) {
+    columns_.each_held([&](Column& c, int) {
       c.distance = kInfinity;
       const bool useless = start == kDummy && held_by_dummy(c);
       c.state = useless ? Column::excluded : Column::open;
@@ -308,17 +219,17 @@ class Solver {
     const int column = static_cast<int>(end.rank & ~kMatched);
     if (start == kDummy) dummy_price_ = -end.value;
     team_.synchronize();
-    each_column([&](Column& c, int j) {
+    columns_.each_column([&](Column& c, int j) {
       const double change = smaller(c.distance - end.value, 0.0);  // 0 but for rounding
       if (c.state == Column::settled) set_price(c, j, c.price + change);
       if (c.state == Column::excluded) set_price(c, j, dummy_price_);
       if (j == column) c.rank |= kMatched;
     });
     team_.synchronize();
-    if (thread() == 0) follow(start, column);
+    if (columns_.thread() == 0) follow(start, column);
     team_.synchronize();
     if (start != kDummy) return;
-    each_column([&](Column& c, int j) {  // one of them is no longer matched
+    columns_.each_column([&](Column& c, int j) {  // one of them is no longer matched
       if (a_.row_of[j] != kNone) return;
       c.rank = static_cast<uint32_t>(j);
       c.price = a_.price[j];
@@ -331,8 +242,8 @@ class Solver {
     double offset = 0.0;
     int row = start;
     Nearest found;
-    for (int step = 0; step <= costs_.rows; ++step) {
-      found = team_.nearest(nearest_in_row(row, [&](Column& c, int j, double cost) {
+    for (int step = 0; step <= columns_.costs.rows; ++step) {
+      found = team_.nearest(columns_.nearest_in_row(row, [&](Column& c, int j, double cost) {
         const double through_row = cost - c.price - offset;
         const bool open = c.state == Column::open;
         const bool shorter = open & (through_row < c.distance);
@@ -343,15 +254,16 @@ class Solver {
       if ((found.rank & kMatched) == 0) break;
       const int column = static_cast<int>(found.rank & ~kMatched);
       row = a_.row_of[column];
-      offset = costs_.at(row, column) - a_.price[column] - found.value;
-      each_held([&](Column& c, int j) { c.state = j == column ? Column::settled : c.state; });
+      offset = columns_.costs.at(row, column) - a_.price[column] - found.value;
+      columns_.each_held(
+          [&](Column& c, int j) { c.state = j == column ? Column::settled : c.state; });
     }
     return found;
   }
 
   // One thread: gives the columns of the path to the rows before them.
   __device__ __forceinline__ void follow(int start, int column) {
-    for (int step = 0; step <= costs_.rows; ++step) {
+    for (int step = 0; step <= columns_.costs.rows; ++step) {
       const int row = a_.parent[column];
       if (row == kDummy) {
         a_.row_of[column] = kNone;
@@ -369,25 +281,41 @@ class Solver {
   // Slack of the duality certificate: primal minus dual value, with u computed afresh. Valid for
   // any prices: v <= 0 with fewer rows than columns.
   __device__ __forceinline__ void certify() {
-    slack_ = magnitude_ = 0.0;
-    for (int i = 0; i < costs_.rows; ++i) {
-      double own = kInfinity;
-      each_in_row(i, [&](Column& c, int, double cost) { own = smaller(cost - c.price, own); });
-      const int column = a_.column_of[i];
-      const double cost = costs_.at(i, column);
-      slack_ += cost - a_.price[column] - team_.least(own);
-      magnitude_ += larger(cost, -cost);
+    double own_slack = 0.0, own_magnitude = 0.0;
+    for (int first = 0; first < columns_.costs.rows;
+         first += columns_.threads()) {  // then each thread has one
+      double u = 0.0;
+      for (int k = 0; k < columns_.threads() && first + k < columns_.costs.rows; k += kAtOnce) {
+        double least[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          least[i] = kInfinity;
+          columns_.each_in_row(
+              min(first + k + i, columns_.costs.rows - 1),
+              [&](Column& c, int, double cost) { least[i] = smaller(cost - c.price, least[i]); });
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          least[i] = team_.least(least[i]);
+          u = k + i == columns_.thread() ? least[i] : u;
+        }
+      }
+      if (first + columns_.thread() >= columns_.costs.rows) continue;
+      const int column = a_.column_of[first + columns_.thread()];
+      const double cost = columns_.costs.at(first + columns_.thread(), column);
+      own_slack += cost - a_.price[column] - u;
+      own_magnitude += larger(cost, -cost);
     }
-    double own = 0.0;
-    each_column([&](Column& c, int) { own -= (c.rank & kMatched) == 0 ? c.price : 0.0; });
-    slack_ += team_.sum(own);
+    columns_.each_column(
+        [&](Column& c, int) { own_slack -= (c.rank & kMatched) == 0 ? c.price : 0.0; });
+    slack_ = team_.sum(own_slack);
+    magnitude_ = team_.sum(own_magnitude);
     team_.synchronize();
   }
 
   Team<kPlan == Plan::warp> team_;
-  const Costs<Cost, kShared> costs_;
+  Columns<Cost, kPlan, kShared> columns_;
   const Arrays<Cost> a_;
-  Column held_[kPlan == Plan::large ? 1 : kColumns];
   double dummy_price_ = 0.0;
   double slack_ = 0.0, magnitude_ = 0.0;
 };
