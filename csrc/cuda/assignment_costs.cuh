@@ -36,7 +36,8 @@ class Costs {
   // As it came, for repaired().
   __device__ __forceinline__ double read(int row, int column) const {
     if constexpr (kShared) return static_cast<double>(shared_[row * columns + column]);
-    return static_cast<double>(__ldg(cost_ + row * row_step_ + column * column_step_));
+    const int64_t at = int64_t{row} * row_step_ + int64_t{column} * column_step_;
+    return static_cast<double>(__ldg(cost_ + at));
   }
 
   __device__ __forceinline__ double repaired(double cost) const {
@@ -96,7 +97,7 @@ class Costs {
 
   double big_;
   const Cost* cost_;
-  int64_t row_step_, column_step_;
+  int row_step_, column_step_;
   Cost* shared_;
 };
 

@@ -12,15 +12,14 @@
 //           2 auction  at eps = 0: rows that are left bid, at most `rows` are outbid
 //           3 finish   one shortest augmenting path (Dijkstra) for each row that is left, and after
 //                      a guess for each column that has a price and no row
-//           4 gap      sum of c_ij - v_j - u_i over matched pairs and of -v_j over unmatched
-//           columns
+//           4 gap      sum of c_ij - v_j - u_i over pairs, and of -v_j over unmatched columns
 //   plan    a block per problem, 4 columns a thread in registers, prices and the matching in shared
 //           memory. Costs in shared memory if all problems of the launch then run at the same time;
-//           else they are read through L1 and L2. Above 2048 columns everything lies in the
+//           else they are read through L1 and L2. Above 1024 columns everything lies in the
 //           workspace and blocks take one problem after another
 //   argmin  doubles as two words of order-preserving integers, __reduce_min_sync
 //   ties    a free column, then the lowest: the same input gives the same bits
-//   bounds  at most 3 rows (rows + 5) row scans, whatever the input
+//   bounds  at most 3 rows (rows + 6) row scans, whatever the input
 //   status  kLimitReached only if rounding keeps the gap above kRelativeGap
 
 #include <algorithm>
@@ -36,9 +35,10 @@ namespace {
 constexpr int kMostThreads = 256;
 constexpr int64_t kWarpColumns = int64_t{kWarp} * kColumns;
 constexpr int64_t kBlockColumns = int64_t{kMostThreads} * kColumns;
-constexpr int64_t kLargeBlocks = 264;      // Plan::large: two for each multiprocessor of an H200
-constexpr int64_t kMostResident = 32;      // blocks of a multiprocessor
-constexpr int64_t kReservedShared = 1024;  // bytes that CUDA adds to each block
+constexpr int64_t kLargeBlocks = 264;  // Plan::large: two for each multiprocessor of an H200
+constexpr int64_t kRegisters = 160;    // of a thread, at most
+constexpr int64_t kResidentThreads = 64 * 1024 / kRegisters;  // of a multiprocessor
+constexpr int64_t kReservedShared = 1024;                     // bytes that CUDA adds to each block
 constexpr int64_t kMostRows = 0x7fffffff / 2;  // rows + columns of a problem fit 32 bits
 
 // Where a block's arrays lie: bytes from the start of its shared memory, with Plan::large of its
@@ -146,7 +146,8 @@ void choose(const Arguments& a, const Shape& shape, Stream stream) {
   const Layout with_costs = lay_out(shape, a.targets, a.queries, sizeof(Cost));
   const int64_t most = most_shared_bytes();
   const int64_t resident =
-      std::min(kMostResident, (most + kReservedShared) / (with_costs.shared + kReservedShared));
+      std::min(kResidentThreads / shape.threads,
+               (most + kReservedShared) / (with_costs.shared + kReservedShared));
   if (with_costs.shared <= most && a.problems <= resident * multiprocessors()) {
     start<Cost, kPlan, true>(a, with_costs, shape, stream);
   } else {
