@@ -90,5 +90,5 @@ build: $(READY)
 $(READY): pyproject.toml setup.py CMakeLists.txt cmake/cuda.cmake $(CPP)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[train,test,dev]"
+	$(BIN)/pip install --quiet --editable ".[train,test,bench,dev]"
 	touch $@
