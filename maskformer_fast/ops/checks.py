@@ -40,7 +40,8 @@ def tensor(
         symbols = symbols[1:]
         shape = shape[-len(symbols) :]
     found = dict(zip(symbols, shape, strict=False))
-    if len(shape) != len(symbols) or any(sizes.get(s, n) != n for s, n in found.items()):
+    differs = bool(sizes) and any(sizes.get(s, n) != n for s, n in found.items())
+    if differs or len(shape) != len(symbols):
         wanted = ", ".join(f"{s}={sizes[s]}" if s in sizes else s for s in layout.split())
         raise ValueError(f"{name}: expected shape [{wanted}], got {tuple(value.shape)}")
     sizes.update(found)
