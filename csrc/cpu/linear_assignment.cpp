@@ -10,8 +10,8 @@
 //   plan    rows are the smaller side of the problem. Its costs are copied once into the thread's
 //           workspace, as they are; as float64 where some must be replaced or scaled. Columns are
 //           padded to whole vectors with infinite costs
-//   search  a row scan is one pass: the column is written into the last bits of each distance (43
-//           are left of a distance to 100 columns), so the least of them names its column. What is
+//   search  a row scan is one pass: the column is written into the last bits of each distance (of
+//           52 bits 44 are left at 100 columns), so the least of them names its column. What is
 //           computed with is exact; the rows of the path found are those whose scan gives exactly
 //           what was kept. A scan ends in a chain of dependent steps, during which the other
 //           problem's scan runs
@@ -209,7 +209,7 @@ void finish(const Problem<Cost>& p, const Results& results) {
       results.query_of_target[t] = is_free(p, t) ? kNone : p.row_of[t];
     }
   } else {
-    std::memcpy(results.query_of_target, p.column_of, p.rows * sizeof(int64_t));
+    std::copy_n(p.column_of, p.rows, results.query_of_target);
   }
 }
 
