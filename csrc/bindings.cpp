@@ -49,7 +49,7 @@ void linear_assignment(uintptr_t cost, bool float64, uintptr_t num_targets,
   at_least("queries", queries, 1);
   at_least("threads", threads, 1);
   const int32_t* counts = pointer<const int32_t>(num_targets);
-  for (int64_t n = 0; n < problems; ++n) {
+  for (int64_t n = 0; n < problems && counts != nullptr; ++n) {
     if (counts[n] < 0 || counts[n] > targets) {
       throw std::invalid_argument("num_targets: expected values in [0, " + std::to_string(targets) +
                                   "], got " + std::to_string(counts[n]));
@@ -58,7 +58,7 @@ void linear_assignment(uintptr_t cost, bool float64, uintptr_t num_targets,
   const py::gil_scoped_release no_gil;
   const int64_t share = cpu::linear_assignment_workspace(targets, queries);
   const int used = static_cast<int>(std::clamp<int64_t>(problems, 1, threads));
-  Workspace workspace(used * share);
+  Workspace workspace(used * cpu::kAssignmentsAtOnce * share);
   const auto run = [&](auto set, const auto* costs) {
     cpu::linear_assignment<set.value>(costs, counts, pointer<int64_t>(query_of_target),
                                       pointer<double>(gap), pointer<int8_t>(status), problems,

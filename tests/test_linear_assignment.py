@@ -234,6 +234,47 @@ def test_same_bits_every_run_whatever_the_threads(backend: str) -> None:
 
 
 @every_backend
+@pytest.mark.parametrize("problems", [1, 2, 3, 9])
+def test_a_problem_is_solved_alike_in_any_company(backend: str, problems: int) -> None:
+    cost = random(problems, 14, 14)
+    cost[0, 3, 4] = NAN  # it is solved in float64 throughout, between those that are not
+    for t, q in ((14, 14), (8, 14), (14, 8)):
+        together = run(cost[:, :t, :q].float(), backend)
+        for n in range(problems):
+            alone = run(cost[n, :t, :q].float(), backend)
+            assert all(torch.equal(a, b[n]) for a, b in zip(alone, together, strict=True))
+
+
+@every_backend
+@pytest.mark.parametrize("family", ["early_training", "last_bits", "all_magnitudes"])
+def test_many_columns(backend: str, family: str) -> None:
+    for t, q in ((20, 3001), (1500, 9)):
+        cost = FAMILIES[family](2, t, q)
+        check(cost, run(cost, backend))
+        check(cost.float(), run(cost.float(), backend))
+
+
+@every_backend
+def test_flushing_denormals_changes_nothing(backend: str) -> None:
+    cost = FAMILIES["integer_ties"](4, 20, 30)
+    square = FAMILIES["integer_ties"](4, 20, 20)
+    expected = [run(cost, backend), run(square, backend)]
+    try:
+        torch.set_flush_denormal(True)
+        results = [run(cost, backend), run(square, backend)]
+    finally:
+        torch.set_flush_denormal(False)
+    for result, wanted in zip(results, expected, strict=True):
+        assert all(map(torch.equal, result, wanted))
+
+
+@every_backend
+def test_without_num_targets_every_row_counts(backend: str) -> None:
+    cost = random(3, 5, 7)
+    assert all(map(torch.equal, run(cost, backend), run(cost, backend, tensor(5))))
+
+
+@every_backend
 def test_calls_from_several_python_threads(backend: str) -> None:
     costs = [random(6, 15 + seed, 18, seed=seed) for seed in range(8)]
     expected = [run(cost, backend) for cost in costs]
@@ -280,6 +321,7 @@ def test_opcheck(backend: str) -> None:
     counts = tensor([3, 1], dtype=torch.int32, device=cost.device)
     op = torch.ops.maskformer_fast.linear_assignment.default
     torch.library.opcheck(op, (cost, counts, backend))
+    torch.library.opcheck(op, (cost, None, backend))
 
 
 @every_backend
@@ -291,9 +333,9 @@ def test_compiles_in_one_graph_at_two_sizes(backend: str) -> None:
     )
     for n, t, q in ((2, 3, 5), (4, 7, 6)):
         cost = random(n, t, q).to(device_of(backend))
-        counts = torch.arange(n, device=cost.device)
-        expected = linear_assignment(cost, counts, backend=backend)
-        assert all(map(torch.equal, compiled(cost, counts), expected))
+        for counts in (torch.arange(n, device=cost.device), None):
+            expected = linear_assignment(cost, counts, backend=backend)
+            assert all(map(torch.equal, compiled(cost, counts), expected))
 
 
 @pytest.mark.parametrize(

@@ -29,15 +29,20 @@ def tensor(
 ) -> None:
     """Check that `value` is a tensor of `layout`, as "B Q K+1", in agreement with `sizes`.
 
-    A symbol not seen before is recorded in `sizes`; "K+1" is a symbol of its own. With `like`,
-    dtype and device must be those of `like`.
+    A symbol not seen before is recorded in `sizes`; "K+1" is a symbol of its own, and "..." at the
+    beginning stands for any dimensions. With `like`, dtype and device must be those of `like`.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     symbols = layout.split()
-    found = dict(zip(symbols, value.shape, strict=False))
-    if value.dim() != len(symbols) or any(sizes.get(s, n) != n for s, n in found.items()):
-        wanted = ", ".join(f"{s}={sizes[s]}" if s in sizes else s for s in symbols)
+    shape: tuple[int, ...] = value.shape
+    if symbols[0] == "...":
+        symbols = symbols[1:]
+        shape = shape[-len(symbols) :]
+    found = dict(zip(symbols, shape, strict=False))
+    differs = bool(sizes) and any(sizes.get(s, n) != n for s, n in found.items())
+    if differs or len(shape) != len(symbols):
+        wanted = ", ".join(f"{s}={sizes[s]}" if s in sizes else s for s in layout.split())
         raise ValueError(f"{name}: expected shape [{wanted}], got {tuple(value.shape)}")
     sizes.update(found)
     if like is None and value.dtype not in dtypes:

@@ -89,20 +89,22 @@ def solve(cost: np.ndarray) -> tuple[np.ndarray, float, int]:
     return query_of_target, gap / scale, status
 
 
-def reference(cost: Tensor, num_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def reference(cost: Tensor, num_targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """[N, T, Q] and [N] -> query_of_target [N, T], gap [N], status [N], problem by problem."""
     matrices = cost.detach().to("cpu", torch.float64).numpy()
     query_of_target = np.full(matrices.shape[:2], UNMATCHED, dtype=np.int64)
     gap = np.zeros(len(matrices))
     status = np.zeros(len(matrices), dtype=np.int8)
-    for n, rows in enumerate(num_targets.tolist()):
+    targets = cost.shape[1]
+    counts = [targets] * len(matrices) if num_targets is None else num_targets.tolist()
+    for n, rows in enumerate(counts):
         query_of_target[n, :rows], gap[n], status[n] = solve(matrices[n, :rows])
     results = (query_of_target, gap, status)
     query_of_target_, gap_, status_ = (torch.from_numpy(r).to(cost.device) for r in results)
     return query_of_target_, gap_, status_
 
 
-def _fake(cost: Tensor, num_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(cost: Tensor, num_targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     n, t, _ = cost.shape
     return (
         cost.new_empty(n, t, dtype=torch.int64),
@@ -111,24 +113,28 @@ def _fake(cost: Tensor, num_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def compiled(cost: Tensor, num_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compiled(cost: Tensor, num_targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference`, in C++: csrc/cpu/linear_assignment.cpp, threads over problems."""
-    dtype = torch.float64 if cost.dtype == torch.float64 else torch.float32
-    cost, num_targets = cost.to(dtype).contiguous(), num_targets.contiguous()
-    query_of_target, gap, status = outputs = _fake(cost, num_targets)
+    float64 = cost.dtype == torch.float64
+    cost = (cost if float64 else cost.float()).contiguous()
+    n, t, q = cost.shape
+    counts = None if num_targets is None else num_targets.contiguous()
+    query_of_target = torch.empty(n, t, dtype=torch.int64)
+    gap = torch.empty(n, dtype=torch.float64)
+    status = torch.empty(n, dtype=torch.int8)
     compiled_module().linear_assignment(
-        cost=cost.data_ptr(),
-        float64=dtype == torch.float64,
-        num_targets=num_targets.data_ptr(),
-        query_of_target=query_of_target.data_ptr(),
-        gap=gap.data_ptr(),
-        status=status.data_ptr(),
-        problems=cost.shape[0],
-        targets=cost.shape[1],
-        queries=cost.shape[2],
-        threads=torch.get_num_threads(),
+        cost.data_ptr(),
+        float64,
+        0 if counts is None else counts.data_ptr(),
+        query_of_target.data_ptr(),
+        gap.data_ptr(),
+        status.data_ptr(),
+        n,
+        t,
+        q,
+        torch.get_num_threads(),
     )
-    return outputs
+    return query_of_target, gap, status
 
 
 def on_cuda(kernels: Kernels, cost: Tensor, num_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +161,7 @@ def on_cuda(kernels: Kernels, cost: Tensor, num_targets: Tensor) -> tuple[Tensor
 
 _assign = register(
     "linear_assignment",
-    "(Tensor cost, Tensor num_targets, str backend) -> (Tensor, Tensor, Tensor)",
+    "(Tensor cost, Tensor? num_targets, str backend) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
     backends={"reference": reference, "cpu": compiled, **cuda_backends(on_cuda)},
     float64_kernels=True,
@@ -176,13 +182,10 @@ def linear_assignment(
     The total equals scipy.optimize.linear_sum_assignment's; which of several optimal matchings is
     returned is up to the backend. Raises TypeError or ValueError naming the argument that is off.
     """
-    if isinstance(cost, Tensor) and cost.dim() < 2:
-        raise ValueError(f"cost: expected shape [..., T, Q], got {tuple(cost.shape)}")
-    leading = " ".join(f"N{i}" for i in range(cost.dim() - 2)) if isinstance(cost, Tensor) else ""
     sizes = checks.Sizes()
-    checks.tensor("cost", cost, f"{leading} T Q", sizes)
+    checks.tensor("cost", cost, "... T Q", sizes)
     checks.queries("cost", sizes)
-    counts = _counts(num_targets, cost)
+    counts = None if num_targets is None else _counts(num_targets, cost)
     chosen = resolve("linear_assignment", backend, cost.device.type, cost.dtype)
     if cost.requires_grad:
         cost = cost.detach()
@@ -194,11 +197,9 @@ def linear_assignment(
     return Assignment(query_of_target.reshape(*batch, t), gap.reshape(batch), status.reshape(batch))
 
 
-def _counts(num_targets: Tensor | None, cost: Tensor) -> Tensor:
+def _counts(num_targets: Tensor, cost: Tensor) -> Tensor:
     """`num_targets` as int32 [N], one for each problem of `cost`, on its device."""
     *batch, t, _ = cost.shape
-    if num_targets is None:
-        return torch.full((math.prod(batch),), t, dtype=torch.int32, device=cost.device)
     if not isinstance(num_targets, Tensor):
         raise TypeError(f"num_targets: expected a Tensor, got {type(num_targets).__name__}")
     checks.same_device("num_targets", num_targets, cost)

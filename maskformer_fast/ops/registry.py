@@ -39,9 +39,10 @@ class Op:
     name: str
     backends: dict[str, Callable[..., Any]]
     float64_kernels: bool  # kernels take float64 too (linear_assignment)
+    call: Callable[..., Any]  # torch.ops.maskformer_fast.<name>.default
 
     def __call__(self, *arguments: Any) -> Any:
-        return getattr(torch.ops.maskformer_fast, self.name).default(*arguments)
+        return self.call(*arguments)
 
 
 OPS: dict[str, Op] = {}
@@ -59,14 +60,13 @@ def register(
     unknown = set(backends) - set(BACKENDS)
     if unknown or "reference" not in backends:
         raise ValueError(f"{name}: expected backends of {BACKENDS}, got {tuple(backends)}")
-    op = Op(name, backends, float64_kernels)
+    _library.define(name + schema)
+    op = Op(name, backends, float64_kernels, getattr(torch.ops.maskformer_fast, name).default)
     OPS[name] = op
 
     def run(*arguments: Any) -> Any:
-        *inputs, backend = arguments
-        return op.backends[backend](*inputs)
+        return op.backends[arguments[-1]](*arguments[:-1])
 
-    _library.define(name + schema)
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(
         f"maskformer_fast::{name}", lambda *arguments: fake(*arguments[:-1]), lib=_library
@@ -102,8 +102,10 @@ def resolve(op_name: str, argument: str, device: str, dtype: torch.dtype) -> str
     if name == "auto":
         name = _known(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
     if name == "auto":
-        order = (*AUTO_ORDER.get(device, ()), "reference")
-        return next(b for b in order if _obstacle(op, b, device, dtype) is None)
+        for candidate in AUTO_ORDER.get(device, ()):
+            if _obstacle(op, candidate, device, dtype) is None:
+                return candidate
+        return "reference"
     obstacle = _obstacle(op, name, device, dtype)
     if obstacle is not None:
         raise RuntimeError(f"{op_name}: backend {name!r} cannot run: {obstacle}")
