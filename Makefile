@@ -16,7 +16,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/ready
 CPP := $(shell find csrc -name '*.?pp')
-OP_TESTS := $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
+OP_TESTS := tests/test_safety.py $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
 
 .PHONY: demo test lint sanitize build
 .DELETE_ON_ERROR:

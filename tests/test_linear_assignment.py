@@ -4,7 +4,6 @@ import itertools
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -198,49 +197,6 @@ def test_empty_is_legal(backend: str, shape: tuple[int, ...]) -> None:
     assert result.query_of_target.shape == shape[:-1]
     assert result.gap.shape == shape[:-2]
     assert (result.status == OPTIMAL).all()
-
-
-@every_backend
-def test_any_layout_gives_the_same(backend: str) -> None:
-    cost = random(4, 6, 9)
-    expected = run(cost, backend)
-    strided = torch.stack([cost, -cost], dim=-1)[..., 0]
-    transposed = cost.transpose(1, 2).contiguous().transpose(1, 2)
-    for view in (strided, transposed, cost.clone().requires_grad_()):
-        assert all(map(torch.equal, run(view, backend), expected))
-
-
-@every_backend
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_any_alignment_gives_the_same(backend: str, dtype: torch.dtype) -> None:
-    for t, q in ((5, 24), (9, 9), (7, 3)):
-        cost = random(4, t, q).to(dtype)
-        shifted = torch.cat([cost.new_zeros(1), cost.flatten()])[1:].view(cost.shape)
-        assert shifted.data_ptr() % 8 != 0 or dtype == torch.float64
-        assert all(map(torch.equal, run(shifted, backend), run(cost, backend)))
-
-
-@every_backend
-def test_same_bits_every_run_whatever_the_threads(backend: str) -> None:
-    cost = FAMILIES["integer_ties"](16, 20, 30)
-    expected = run(cost, backend)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            assert all(map(torch.equal, run(cost, backend), expected))
-    finally:
-        torch.set_num_threads(threads)
-
-
-@every_backend
-def test_calls_from_several_python_threads(backend: str) -> None:
-    costs = [random(6, 15 + seed, 18, seed=seed) for seed in range(8)]
-    expected = [run(cost, backend) for cost in costs]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda cost: run(cost, backend), costs * 4))
-    for result, wanted in zip(results, expected * 4, strict=True):
-        assert all(map(torch.equal, result, wanted))
 
 
 @pytest.mark.large

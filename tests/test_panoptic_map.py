@@ -18,7 +18,7 @@ from map_cases import (
     random_predictions,
 )
 
-from maskformer_fast.ops.panoptic_map import DIALECTS, PanopticMap, panoptic_map, reference
+from maskformer_fast.ops.panoptic_map import DIALECTS, PanopticMap, panoptic_map
 from maskformer_fast.ops.upsample import upsample
 
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS)
@@ -392,10 +392,3 @@ def test_compiles_without_graph_breaks_at_two_sizes():
         expected = panoptic_map(class_logits, mask_logits, size, **options)
         got = compiled(class_logits, mask_logits, size, **options)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-
-
-@each_dialect
-def test_the_same_bits_on_every_run(dialect):
-    arguments = (*random_predictions(2, 9, 4, 9, 9), 33, 34, [0], 0.1, 0.5, 0.3, dialect, None)
-    first, second = reference(*arguments), reference(*arguments)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -1,7 +1,6 @@
 import math
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -261,15 +260,6 @@ def test_half_and_strided_inputs(backend, order, dtype):
     for image in range(2):
         exact = exact_scores(class_logits[[image]], mask_logits[[image]], (45, 900), order, None)
         assert_equal_off_ties(got[image], exact.argmax(0), is_tie(exact))
-
-
-@each_backend("semantic_map")
-def test_several_python_threads_at_once(backend):
-    inputs = [random_predictions(1, 9, 12, 17, 30, seed=seed) for seed in range(8)]
-    expected = [semantic_map(*pair, (70, 120), backend=backend) for pair in inputs]
-    with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(lambda pair: semantic_map(*pair, (70, 120), backend=backend), inputs))
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 PEAK_MEMORY = """
