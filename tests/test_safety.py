@@ -136,6 +136,19 @@ def semantic_map(order: str) -> Case:
     return Case("semantic_map", predictions, run)
 
 
+def semantic_map_from_features(order: str) -> Case:
+    def inputs(seed: int) -> list[Tensor]:
+        classes, _, region = predictions(seed)
+        return [classes[:, :7], *embeddings(seed), region]
+
+    def run(backend: str, *inputs: Tensor) -> Results:
+        *tensors, region = inputs
+        options = {"order": order, "region": region, "return_scores": True, "backend": backend}
+        return ops.semantic_map_from_features(*tensors, SIZE, **options)
+
+    return Case("semantic_map_from_features", inputs, run, products=True)
+
+
 def panoptic_map(dialect: str) -> Case:
     rules = {"thing_classes": [0, 2], "score_threshold": 0.1, "overlap_threshold": 0.1}
 
@@ -165,6 +178,7 @@ CASES = {
     "mask_loss-segments": mask_loss(masks=False),
     "mask_loss-masks": mask_loss(masks=True),
     **{f"semantic_map-{order}": semantic_map(order) for order in ORDERS},
+    **{f"semantic_map_from_features-{o}": semantic_map_from_features(o) for o in ORDERS},
     **{f"panoptic_map-{dialect}": panoptic_map(dialect) for dialect in DIALECTS},
     "instance_masks": instance_masks(),
 }

@@ -53,15 +53,21 @@ def compiled(mask_queries: Tensor, pixel_features: Tensor, sigmoid: bool) -> Ten
     (csrc/cpu/mask_logits.cpp). A float32 image is one tile, its product in the result's memory.
     """
     result = _fake(mask_queries, pixel_features, sigmoid)
-    for queries, features, into in zip(mask_queries.float(), pixel_features, result, strict=True):
-        for rows in _tiles(features):
-            logits = _multiply(queries, _cells(features[:, rows]), into[:, rows])
-            if sigmoid:
-                compiled_module().sigmoid_in_place(
-                    x=logits.data_ptr(), count=logits.numel(), threads=torch.get_num_threads()
-                )
-            _store(logits, into[:, rows])
+    for image in zip(mask_queries, pixel_features, result, strict=True):
+        compiled_image(*image, sigmoid)
     return result
+
+
+def compiled_image(queries: Tensor, features: Tensor, into: Tensor, sigmoid: bool) -> None:
+    """One image's [Q, C] x [C, h, w], written to contiguous memory [Q, h, w] of the same dtype."""
+    queries = queries.float()
+    for rows in _tiles(features):
+        logits = _multiply(queries, _cells(features[:, rows]), into[:, rows])
+        if sigmoid:
+            compiled_module().sigmoid_in_place(
+                x=logits.data_ptr(), count=logits.numel(), threads=torch.get_num_threads()
+            )
+        _store(logits, into[:, rows])
 
 
 def compiled_backward(
