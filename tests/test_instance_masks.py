@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import (
     ADVERSARIAL,
-    REGIONS,
-    SIZES,
     adversarial_maps,
     class_logits_of,
     interpolate,
     mask_logits_of,
+    output_sizes,
     random_predictions,
+    regions,
 )
 
 from maskformer_fast.ops.instance_masks import instance_masks
@@ -152,8 +152,8 @@ def test_nan_is_outside_the_mask_and_its_probability_0():
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_adversarial_maps(backend, name):
     class_logits, mask_logits = random_predictions(1, 6, 4, 1, 1)[0], adversarial_maps(name, 6)
-    for size in SIZES:
-        for region in REGIONS:
+    for size in output_sizes(mask_logits):
+        for region in regions(mask_logits):
             options = {"top_k": 17, "region": region}
             got = instance_masks(class_logits, mask_logits, size, backend=backend, **options)
             expected = instance_masks(

@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import (
     ADVERSARIAL,
-    REGIONS,
-    SIZES,
     adversarial_maps,
     assert_equal_off_ties,
     class_logits_of,
     interpolate,
     is_tie,
     mask_logits_of,
+    output_sizes,
     random_predictions,
+    regions,
 )
 
 from maskformer_fast.ops.panoptic_map import DIALECTS, PanopticMap, panoptic_map
@@ -309,8 +309,8 @@ def test_nan_wins_nothing_that_another_query_claims(dialect):
 def test_adversarial_maps(backend, dialect, name):
     class_logits, mask_logits = random_predictions(1, 9, 3, 1, 1)[0], adversarial_maps(name, 9)
     rules = {"thing_classes": [0, 2], "score_threshold": 0.4, "overlap_threshold": 0.0}
-    for size in SIZES:
-        for region in REGIONS:
+    for size in output_sizes(mask_logits):
+        for region in regions(mask_logits):
             options = {**rules, "dialect": dialect, "region": region}
             got = panoptic_map(class_logits, mask_logits, size, backend=backend, **options)
             exact = panoptic_map(class_logits.double(), mask_logits.double(), size, **options)

@@ -8,16 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import (
     ADVERSARIAL,
-    REGIONS,
-    SIZES,
     adversarial_maps,
     assert_equal_off_ties,
     interpolate,
     is_tie,
+    output_sizes,
     random_predictions,
+    regions,
 )
 from op_cases import TOLERANCE
 
+from maskformer_fast.ops import compiled_maps
 from maskformer_fast.ops.mask_logits import reference as mask_logits_reference
 from maskformer_fast.ops.semantic_map import (
     ORDERS,
@@ -257,8 +258,8 @@ def test_adversarial_maps(backend, order, name):
     mask_logits = adversarial_maps(name, 7)
     few, confident = random_predictions(1, 7, 3, 1, 1)[0], 3 * random_predictions(1, 7, 40, 1, 1)[0]
     for class_logits in (few, confident):
-        for size in SIZES:
-            for region in REGIONS:
+        for size in output_sizes(mask_logits):
+            for region in regions(mask_logits):
                 options = {"order": order, "region": region, "backend": backend}
                 got, scores = semantic_map(
                     class_logits, mask_logits, size, return_scores=True, **options
@@ -268,6 +269,20 @@ def test_adversarial_maps(backend, order, name):
                 torch.testing.assert_close(scores[0].double(), exact.amax(0), rtol=1e-5, atol=1e-30)
                 labels = semantic_map(class_logits, mask_logits, size, **options)
                 assert_equal_off_ties(labels[0], exact.argmax(0), is_tie(exact), share=0.1)
+
+
+@each_backend("semantic_map")
+@each_order
+@pytest.mark.parametrize("name", ["smooth", "many_tiles", "checkerboard"])
+def test_pruning_changes_no_bit(backend, order, name, monkeypatch):
+    if backend != "cpu":
+        pytest.skip(f"{backend}: does not prune, or cannot be told not to")
+    class_logits, mask_logits = random_predictions(1, 7, 40, 1, 1)[0], adversarial_maps(name, 7)
+    size = [8 * cells for cells in mask_logits.shape[-2:]]
+    options = {"order": order, "return_scores": True, "backend": backend}
+    pruned = semantic_map(class_logits, mask_logits, size, **options)
+    monkeypatch.setattr(compiled_maps, "PRUNE", False)
+    assert all(map(torch.equal, pruned, semantic_map(class_logits, mask_logits, size, **options)))
 
 
 @each_backend("semantic_map")
