@@ -22,7 +22,8 @@ BIN := .venv/bin
 READY := .venv/ready
 CPP := $(shell find csrc -name '*.?pp' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulation -name '*.?pp' -o -name '*.cu')
-OP_TESTS := $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
+OP_TESTS := tests/test_safety.py \
+    $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
 
 ON_GPU := cuda and not emulated
 CUDA_TOOLS := memcheck racecheck synccheck initcheck

@@ -225,15 +225,20 @@ cpu::MaskLogits map_logits(uintptr_t logits, int type, uintptr_t region,
                                   std::to_string(rows) + ", " + std::to_string(columns));
     }
   }
-  return {pointer<const void>(logits), float_type(type), extent};
+  return {pointer<const void>(logits), float_type(type), extent, 0, shape.rows};
 }
 
 void semantic_map(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t all, uintptr_t large,
                   uintptr_t others, uintptr_t labels, int label_bytes, uintptr_t scores,
-                  const std::array<int64_t, 6>& sizes, int64_t classes, bool sigmoid_first,
-                  int threads) {
-  const cpu::MapShape shape = map_shape(sizes);
-  const cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+                  const std::array<int64_t, 6>& sizes, const std::array<int64_t, 2>& held_rows,
+                  int64_t classes, bool sigmoid_first, bool prune, int threads) {
+  cpu::MapShape shape = map_shape(sizes);
+  shape.prune = prune;
+  cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+  std::tie(logits.first_row, logits.last_row) = std::tuple_cat(held_rows);
+  at_least("held_rows", logits.first_row, 0);
+  at_least("held_rows", logits.held_rows(), 1);
+  at_least("held_rows", shape.rows - logits.last_row, 0);
   at_least("classes", classes, 1);
   at_least("threads", threads, 1);
   const cpu::ClassProbabilities probs{classes, pointer<const float>(all),
@@ -266,8 +271,9 @@ void panoptic_map(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t s
                   uintptr_t label, uintptr_t is_thing, uintptr_t segments,
                   uintptr_t segment_of_query, uintptr_t area, const std::array<int64_t, 6>& sizes,
                   int64_t classes, int dialect, float score_threshold, float mask_threshold,
-                  float overlap_threshold, int threads) {
-  const cpu::MapShape shape = map_shape(sizes);
+                  float overlap_threshold, bool prune, int threads) {
+  cpu::MapShape shape = map_shape(sizes);
+  shape.prune = prune;
   const cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
   at_least("classes", classes, 1);
   at_least("threads", threads, 1);
@@ -370,13 +376,13 @@ PYBIND11_MODULE(_C, m) {
         py::arg("alpha"), py::arg("gamma"), py::arg("ignore_void"), py::arg("threads"));
   m.def("semantic_map", &semantic_map, py::arg("mask_logits"), py::arg("type"), py::arg("region"),
         py::arg("all"), py::arg("large"), py::arg("others"), py::arg("labels"),
-        py::arg("label_bytes"), py::arg("scores"), py::arg("sizes"), py::arg("classes"),
-        py::arg("sigmoid_first"), py::arg("threads"));
+        py::arg("label_bytes"), py::arg("scores"), py::arg("sizes"), py::arg("held_rows"),
+        py::arg("classes"), py::arg("sigmoid_first"), py::arg("prune"), py::arg("threads"));
   m.def("panoptic_map", &panoptic_map, py::arg("mask_logits"), py::arg("type"), py::arg("region"),
         py::arg("score"), py::arg("label"), py::arg("is_thing"), py::arg("segments"),
         py::arg("segment_of_query"), py::arg("area"), py::arg("sizes"), py::arg("classes"),
         py::arg("dialect"), py::arg("score_threshold"), py::arg("mask_threshold"),
-        py::arg("overlap_threshold"), py::arg("threads"));
+        py::arg("overlap_threshold"), py::arg("prune"), py::arg("threads"));
   m.def("instance_statistics", &instance_statistics, py::arg("mask_logits"), py::arg("type"),
         py::arg("region"), py::arg("query"), py::arg("count"), py::arg("mean"), py::arg("boxes"),
         py::arg("sizes"), py::arg("threads"));

@@ -8,18 +8,20 @@ import maskformer_fast
 from maskformer_fast.ops.registry import OPS
 
 
+def implemented(op: str) -> dict[str, tuple[pytest.MarkDecorator, ...]]:
+    """The backends that implement the op; one that cannot run here is to be skipped with its own
+    reason."""
+    return {
+        name: (pytest.mark.skip(reason=f"{name}: {reason}"),) if reason else ()
+        for name, reason in maskformer_fast.backends()[op].items()
+        if name in OPS[op].backends
+    }
+
+
 def each_backend(op: str) -> pytest.MarkDecorator:
-    """Parametrise `backend`; of those that implement the op, one that
-    cannot run here is skipped with its own reason."""
-    table = maskformer_fast.backends()[op]
-    implemented = OPS[op].backends
+    """Parametrise `backend` by those that implement the op."""
     return pytest.mark.parametrize(
-        "backend",
-        [
-            pytest.param(name, marks=pytest.mark.skip(reason=f"{name}: {reason}") if reason else ())
-            for name, reason in table.items()
-            if name in implemented
-        ],
+        "backend", [pytest.param(name, marks=marks) for name, marks in implemented(op).items()]
     )
 
 

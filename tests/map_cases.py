@@ -53,25 +53,28 @@ def assert_equal_off_ties(got: Tensor, expected: Tensor, tie: Tensor, share: flo
     assert int(different.sum()) <= share * different.numel()
 
 
-# Maps on which a shortcut through a cell's corners could go wrong, and output sizes for the grid:
-# as it is, by integers, by fractions, smaller, and one axis each way.
-ADVERSARIAL = (
-    *("noise", "smooth", "constant", "equal_queries", "checkerboard", "huge", "tiny", "saturated"),
-    *("nan", "infinite"),
-)
-GRID = (9, 21)
-SIZES = (GRID, (36, 84), (31, 97), (5, 8), (40, 10))
-REGIONS = (None, torch.tensor([[6.3, 17.9]]))
+# Maps on which a shortcut through a cell's corners could go wrong, each on its grid. "many_tiles"
+# is more than one tile and one strip of the C++ kernels.
+GRIDS = {
+    **dict.fromkeys(("noise", "smooth", "constant", "equal_queries", "checkerboard"), (9, 21)),
+    **dict.fromkeys(("huge", "tiny", "saturated", "nan", "infinite"), (9, 21)),
+    "one_cell": (1, 1),
+    "one_row": (1, 30),
+    "one_column": (30, 1),
+    "many_tiles": (19, 150),
+}
+ADVERSARIAL = tuple(GRIDS)
 
 
 def adversarial_maps(name: str, q: int) -> Tensor:
-    """Mask logits [1, q, *GRID]."""
+    """Mask logits [1, q, h, w]."""
+    grid = GRIDS[name]
     generator = torch.Generator().manual_seed(q)
-    noise = 3 * torch.randn(1, q, *GRID, generator=generator)
-    rows, columns = (torch.arange(cells) for cells in GRID)
+    noise = 3 * torch.randn(1, q, *grid, generator=generator)
+    rows, columns = (torch.arange(cells) for cells in grid)
     if name == "smooth":
         low = 6 * torch.randn(1, q, 3, 4, generator=generator)
-        return F.interpolate(low, size=GRID, mode="bilinear", align_corners=True)
+        return F.interpolate(low, size=grid, mode="bilinear", align_corners=True)
     if name == "constant":
         return noise[..., :1, :1].expand_as(noise).clone()
     if name == "equal_queries":
@@ -87,3 +90,20 @@ def adversarial_maps(name: str, q: int) -> Tensor:
         value = math.nan if name == "nan" else math.inf
         return torch.where(broken, value * noise, noise)
     return noise
+
+
+def output_sizes(mask_logits: Tensor) -> list[tuple[int, int]]:
+    """By 1, by an integer, by fractions, smaller; and along one axis up, along the other down, with
+    cells that hold no pixel."""
+    h, w = mask_logits.shape[-2:]
+    if h * w > 1000:  # the rest is left to smaller grids
+        return [(4 * h, 4 * w), (7 * h // 2, 14 * w // 3)]
+    sizes = [(h, w), (4 * h, 4 * w), (7 * h // 2, 14 * w // 3), (5 * h // 9, w // 3)]
+    sizes += [(4 * h + 4, w // 2), (h, 8 * w), (w // 3, 12 * h)]
+    return [(max(rows, 1), max(columns, 1)) for rows, columns in sizes]
+
+
+def regions(mask_logits: Tensor) -> tuple[Tensor | None, ...]:
+    """All of the grid, and a part that ends within cells."""
+    extent = torch.tensor(mask_logits.shape[-2:])
+    return None, (extent * torch.tensor([[0.7, 0.85]]))

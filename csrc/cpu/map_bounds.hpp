@@ -16,7 +16,7 @@ constexpr float kMargin = 1e-5f;
 // Whether cells hold enough pixels for bounds to save more than they cost.
 inline bool pays_to_bound(const MapShape& shape) {
   constexpr int64_t kPixels = 4;
-  return shape.height * shape.width >= kPixels * shape.rows * shape.columns;
+  return shape.prune && shape.height * shape.width >= kPixels * shape.rows * shape.columns;
 }
 
 // The least and the greatest corner of every cell of a tile: [kTileCells] each.

@@ -156,7 +156,8 @@ inline void load_grid_row(Tile& tile, const MaskLogits& logits, const MapShape& 
   const int64_t count = std::min(tile.cells + 1, tile.columns.cells - tile.column);
   for (int64_t n = 0; n < tile.num_queries; ++n) {
     const int64_t query = tile.image * shape.queries + tile.queries[n];
-    const int64_t at = (query * shape.rows + row) * shape.columns + tile.column;
+    const int64_t held_row = query * logits.held_rows() + row - logits.first_row;
+    const int64_t at = held_row * shape.columns + tile.column;
     float* value = tile.value + (2 * n + slot) * kTileStride;
     float* prob = tile.prob + (2 * n + slot) * kTileStride;
     as_type(logits.data, logits.type, [&](const auto* items) {
@@ -168,8 +169,8 @@ inline void load_grid_row(Tile& tile, const MaskLogits& logits, const MapShape& 
 }
 
 // The tiles of an image are dealt out as strips: columns of tiles, kBandRows high.
-inline int64_t strips_of_image(const MapShape& shape) {
-  return ((shape.rows + kBandRows - 1) / kBandRows) *
+inline int64_t strips_of_image(const MaskLogits& logits, const MapShape& shape) {
+  return ((logits.rows_of_cells(shape.rows) + kBandRows - 1) / kBandRows) *
          ((shape.columns + kTileCells - 1) / kTileCells);
 }
 
@@ -179,14 +180,15 @@ template <typename Visit>
 void walk(Tile& tile, int64_t image, int64_t strip, const Axes& axes, const MaskLogits& logits,
           const MapShape& shape, const Visit& visit) {
   const int64_t across = (shape.columns + kTileCells - 1) / kTileCells;
-  const int64_t first_row = strip / across * kBandRows;
+  const int64_t first_row = logits.first_row + strip / across * kBandRows;
+  const int64_t last_row = logits.first_row + logits.rows_of_cells(shape.rows);
   tile.image = image;
   tile.rows = axes.rows.of_image(image, logits.region[2 * image]);
   tile.columns = axes.columns.of_image(image, logits.region[2 * image + 1]);
   tile.column = strip % across * kTileCells;
   tile.cells = std::min(kTileCells, tile.columns.cells - tile.column);
   tile.held[0] = tile.held[1] = -1;
-  const int64_t end = std::min(first_row + kBandRows, tile.rows.cells);
+  const int64_t end = std::min({first_row + kBandRows, last_row, tile.rows.cells});
   for (tile.row = first_row; tile.row < end; ++tile.row) {
     if (tile.cells <= 0 || tile.pixels(0, tile.cells).pixels() == 0) continue;
     load_grid_row(tile, logits, shape, tile.row);

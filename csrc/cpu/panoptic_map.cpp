@@ -284,7 +284,7 @@ void panoptic_map(const MaskLogits& logits, const ClassifiedQueries& queries,
   std::fill_n(shared.pixels, threads * all, Pixels{});
   list_kept(shared, queries, rules, shape);
   fill_axes(shared.axes, logits, shape);
-  const int64_t strips = strips_of_image(shape);
+  const int64_t strips = strips_of_image(logits, shape);
   parallel_for(shape.images * strips, threads, [&](int64_t index, int thread) {
     const int64_t image = index / strips, first = image * shape.queries;
     if (shared.count[image] == 0) return;

@@ -250,7 +250,7 @@ void semantic_map(const MaskLogits& logits, const ClassProbabilities& probs, Lab
   const Axes axes = lay_out_axes(shared, shape);
   fill_axes(axes, logits, shape);
   lay_out<Label>(own, shape, probs.classes, sigmoid_first);
-  const int64_t strips = strips_of_image(shape);
+  const int64_t strips = strips_of_image(logits, shape);
   parallel_for(shape.images * strips, threads, [&](int64_t index, int thread) {
     Arena arena(workspace + shared.used() + thread * own.used());
     Scorer<Label> s = lay_out<Label>(arena, shape, probs.classes, sigmoid_first);

@@ -136,9 +136,27 @@ def predictions(class_logits: Tensor, mask_logits: Tensor, region: Tensor | None
     The range of `region` is looked at on the CPU only, and not while compiling: elsewhere that
     would be a host read.
     """
-    sizes = Sizes(axes=2)
+    sizes = Sizes()
     tensor("class_logits", class_logits, "B Q K+1", sizes)
     tensor("mask_logits", mask_logits, "B Q h w", sizes, like=class_logits)
+    _map_inputs("mask_logits", mask_logits, sizes, region)
+    return sizes
+
+
+def prediction_features(
+    class_logits: Tensor, mask_queries: Tensor, pixel_features: Tensor, region: Tensor | None
+) -> Sizes:
+    """As `predictions`, for mask logits that are still queries and features."""
+    sizes = Sizes()
+    tensor("class_logits", class_logits, "B Q K+1", sizes)
+    tensor("mask_queries", mask_queries, "B Q C", sizes, like=class_logits)
+    tensor("pixel_features", pixel_features, "B C h w", sizes, like=class_logits)
+    _map_inputs("pixel_features", pixel_features, sizes, region)
+    return sizes
+
+
+def _map_inputs(name: str, grid: Tensor, sizes: Sizes, region: Tensor | None) -> None:
+    """What the sizes and the region must satisfy; `grid` [B, ..., h, w] is the argument `name`."""
     queries("class_logits", sizes)
     if sizes["K+1"] < 2:
         raise ValueError(
@@ -146,11 +164,12 @@ def predictions(class_logits: Tensor, mask_logits: Tensor, region: Tensor | None
             f" got K+1 = {sizes['K+1']}"
         )
     if sizes["h"] < 1 or sizes["w"] < 1:
-        raise ValueError(f"mask_logits: expected h and w >= 1, got {tuple(mask_logits.shape)}")
+        raise ValueError(f"{name}: expected h and w >= 1, got {tuple(grid.shape)}")
     if region is None:
-        return sizes
-    tensor("region", region, "B axes", sizes, dtypes=(torch.float32, torch.float64))
-    same_device("region", region, mask_logits)
+        return
+    axes = Sizes(B=sizes["B"], axes=2)
+    tensor("region", region, "B axes", axes, dtypes=(torch.float32, torch.float64))
+    same_device("region", region, grid)
     if region.device.type == "cpu" and not torch.compiler.is_compiling():
         extent = region.new_tensor([sizes["h"], sizes["w"]])
         if not bool(((region > 0) & (region <= extent)).all()):
@@ -158,7 +177,6 @@ def predictions(class_logits: Tensor, mask_logits: Tensor, region: Tensor | None
                 f"region: expected rows in (0, {sizes['h']}] and columns in (0, {sizes['w']}],"
                 f" got {region.tolist()}"
             )
-    return sizes
 
 
 def class_ids(name: str, value: Collection[int], sizes: Sizes) -> list[int]:

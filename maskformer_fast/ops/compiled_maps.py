@@ -7,13 +7,19 @@ from torch import Tensor
 
 from maskformer_fast.ops.floats import float_type
 
+PRUNE = True  # False: score every pixel, to see what the bounds of csrc/cpu/map_bounds.hpp gain
+
 
 def dense(mask_logits: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
     """The logits [B, Q, h, w] in C order, and the regions [B, 2] float64: all, if None."""
+    return mask_logits.contiguous(), dense_region(region, mask_logits)
+
+
+def dense_region(region: Tensor | None, grid: Tensor) -> Tensor:
+    """The regions [B, 2] float64 in C order: all of the grid [B, ..., h, w], if None."""
     if region is None:
-        region = mask_logits.new_tensor(mask_logits.shape[2:], dtype=torch.float64)
-        region = region.expand(len(mask_logits), 2)
-    return mask_logits.contiguous(), region.to(torch.float64).contiguous()
+        region = torch.tensor(grid.shape[-2:], dtype=torch.float64).expand(len(grid), 2)
+    return region.to(torch.float64).contiguous()
 
 
 def addresses(

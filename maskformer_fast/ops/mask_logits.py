@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from maskformer_fast.ops import checks
 from maskformer_fast.ops.precision import ieee_float32
 from maskformer_fast.ops.registry import compiled_module, register, resolve
+
+TILE_CELLS = 2048  # of the mask grid: what of half inputs is held as float32 at a time
 
 
 def reference(mask_queries: Tensor, pixel_features: Tensor, sigmoid: bool) -> Tensor:
@@ -46,37 +49,85 @@ def reference_backward(
 
 
 def compiled(mask_queries: Tensor, pixel_features: Tensor, sigmoid: bool) -> Tensor:
-    """As `reference`: torch's product, then the sigmoid in place: csrc/cpu/mask_logits.cpp."""
-    queries, features = mask_queries.float(), pixel_features.flatten(2).float()
-    with ieee_float32(queries.device):
-        result = queries @ features  # [B, Q, h * w]
-    if sigmoid:
-        compiled_module().sigmoid_in_place(
-            x=result.data_ptr(), count=result.numel(), threads=torch.get_num_threads()
-        )
-    return result.unflatten(2, pixel_features.shape[2:]).to(mask_queries.dtype).contiguous()
+    """As `reference`, tile by tile: torch's product, then the sigmoid in place, in C++
+    (csrc/cpu/mask_logits.cpp). A float32 image is one tile, its product in the result's memory.
+    """
+    result = _fake(mask_queries, pixel_features, sigmoid)
+    for image in zip(mask_queries, pixel_features, result, strict=True):
+        compiled_image(*image, sigmoid)
+    return result
+
+
+def compiled_image(queries: Tensor, features: Tensor, into: Tensor, sigmoid: bool) -> None:
+    """One image's [Q, C] x [C, h, w], written to contiguous memory [Q, h, w] of the same dtype."""
+    queries = queries.float()
+    for rows in _tiles(features):
+        logits = _multiply(queries, _cells(features[:, rows]), into[:, rows])
+        if sigmoid:
+            compiled_module().sigmoid_in_place(
+                x=logits.data_ptr(), count=logits.numel(), threads=torch.get_num_threads()
+            )
+        _store(logits, into[:, rows])
 
 
 def compiled_backward(
     grad: Tensor, mask_queries: Tensor, pixel_features: Tensor, sigmoid: bool
 ) -> tuple[Tensor, Tensor]:
-    """As `reference_backward`; p (1 - p) of the logits in place in C++."""
-    queries, features = mask_queries.float(), pixel_features.flatten(2).float()
-    slopes = grad.flatten(2).float()  # [B, Q, h * w]
-    with ieee_float32(queries.device):
-        if sigmoid:
-            logits, slopes = queries @ features, slopes.contiguous()
-            compiled_module().sigmoid_backward_in_place(
-                x=logits.data_ptr(),
-                grad=slopes.data_ptr(),
-                count=logits.numel(),
-                threads=torch.get_num_threads(),
-            )
-            slopes = logits
-        grad_queries, grad_features = slopes @ features.mT, queries.mT @ slopes
-    dtype = mask_queries.dtype
-    grad_features = grad_features.unflatten(2, pixel_features.shape[2:])
-    return grad_queries.to(dtype).contiguous(), grad_features.to(dtype).contiguous()
+    """As `reference_backward`, by the same tiles; p (1 - p) of the logits in place in C++."""
+    grad_queries, grad_features = _fake_backward(grad, mask_queries, pixel_features, sigmoid)
+    memory = torch.empty(0)  # of a tile's logits, for all tiles: an allocator may not reuse its own
+    for image, queries in enumerate(mask_queries.float()):
+        total = torch.zeros_like(queries)
+        for rows in _tiles(pixel_features[image]):
+            features = _cells(pixel_features[image, :, rows])  # [C, cells]
+            slopes = _cells(grad[image, :, rows])  # [Q, cells]
+            into = grad_features[image, :, rows]
+            with ieee_float32(queries.device):
+                if sigmoid:
+                    logits = torch.mm(queries, features, out=memory.resize_(slopes.shape))
+                    slopes = _times_slope_of_sigmoid(slopes.contiguous(), logits)
+                total.addmm_(slopes, features.mT)
+            _store(_multiply(queries.mT, slopes, into), into)
+        grad_queries[image] = total
+    return grad_queries, grad_features
+
+
+def _tiles(features: Tensor) -> Iterator[slice]:
+    """Rows of the grid [C, h, w]: all of them in float32, else about TILE_CELLS cells."""
+    height, width = features.shape[1:]
+    step = height if features.dtype == torch.float32 else TILE_CELLS // max(width, 1)
+    step = max(step, 1)
+    return (slice(start, min(start + step, height)) for start in range(0, height, step))
+
+
+def _cells(rows: Tensor) -> Tensor:
+    """[N, rows, w] -> float32 [N, rows * w]."""
+    return rows.float().flatten(1)
+
+
+def _multiply(left: Tensor, right: Tensor, into: Tensor) -> Tensor:
+    """left @ right [N, rows * w] in float32; in the memory of `into` [N, rows, w] if that is so."""
+    with ieee_float32(left.device):
+        if into.dtype == torch.float32:
+            return torch.mm(left, right, out=into.flatten(1))
+        return left @ right
+
+
+def _store(product: Tensor, into: Tensor) -> None:
+    """The rest of `_multiply`, once the product is final."""
+    if into.dtype != torch.float32:
+        into.copy_(product.view(into.shape))
+
+
+def _times_slope_of_sigmoid(grad: Tensor, logits: Tensor) -> Tensor:
+    """grad * p (1 - p), in the memory of `logits`; both float32 and contiguous."""
+    compiled_module().sigmoid_backward_in_place(
+        x=logits.data_ptr(),
+        grad=grad.data_ptr(),
+        count=logits.numel(),
+        threads=torch.get_num_threads(),
+    )
+    return logits
 
 
 def _fake(mask_queries: Tensor, pixel_features: Tensor, sigmoid: bool) -> Tensor:

@@ -200,6 +200,7 @@ def compiled(
         score_threshold=score_threshold,
         mask_threshold=mask_threshold,
         overlap_threshold=overlap_threshold,
+        prune=compiled_maps.PRUNE,
     )
     return outputs
 

@@ -10,12 +10,14 @@ p = softmax(class_logits) without "no object", x = mask_logits; upsample is bili
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from maskformer_fast.ops import checks, compiled_maps
-from maskformer_fast.ops.mask_logits import mask_logits as compute_mask_logits
+from maskformer_fast.ops.mask_logits import compiled_image as mask_logits_of_image
+from maskformer_fast.ops.mask_logits import reference as mask_logits_reference
 from maskformer_fast.ops.precision import ieee_float32
 from maskformer_fast.ops.probabilities import class_probabilities, mask_probabilities
 from maskformer_fast.ops.registry import compiled_module, register, resolve
@@ -23,6 +25,7 @@ from maskformer_fast.ops.upsample import row_bands
 
 ORDERS = ("maskformer", "transformers")
 SMALL_SUM = 0.05  # of a class's probabilities that its bounds count as a constant
+BAND_BYTES = 8_000_000  # of mask logits that `semantic_map_from_features` holds
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -105,20 +108,54 @@ def compiled(
         class_logits, mask_logits, height, width, order, region, dtype, return_scores
     )
     mask_logits, region = compiled_maps.dense(mask_logits, region)
-    probs = class_probabilities(class_logits)[..., :-1].mT.contiguous()  # [B, K, Q]
-    large, others = _split(probs)
+    rows = slice(0, mask_logits.shape[2])
+    _score(_Classes.of(class_logits), mask_logits, rows, rows.stop, labels, scores, order, region)
+    return labels, scores
+
+
+class _Classes(NamedTuple):
+    """Class probabilities as the compiled module reads them, of B images."""
+
+    all: Tensor  # [B, K, Q]
+    large: Tensor  # [B, K, Q], 0 for the others
+    others: Tensor  # [B, K], the sum of the others
+
+    @classmethod
+    def of(cls, class_logits: Tensor) -> _Classes:
+        probs = class_probabilities(class_logits)[..., :-1].mT.contiguous()
+        return cls(probs, *_split(probs))
+
+    def image(self, index: int) -> _Classes:
+        return _Classes(*(part[index : index + 1] for part in self))
+
+
+def _score(
+    classes: _Classes,
+    mask_logits: Tensor,  # [B, Q, the rows of the grid that `rows` says, w], contiguous
+    rows: slice,
+    grid_rows: int,
+    labels: Tensor,
+    scores: Tensor,
+    order: str,
+    region: Tensor,
+) -> None:
+    """Write the labels and scores [B, H, W] of the cells that lie between the rows."""
+    images, queries, _, columns = mask_logits.shape
+    inputs = compiled_maps.addresses(mask_logits, region, labels.shape[1], labels.shape[2])
+    inputs["sizes"] = (images, queries, grid_rows, columns, *labels.shape[1:])
     compiled_module().semantic_map(
-        **compiled_maps.addresses(mask_logits, region, height, width),
-        all=probs.data_ptr(),
-        large=large.data_ptr(),
-        others=others.data_ptr(),
+        **inputs,
+        held_rows=(rows.start, rows.stop),
+        all=classes.all.data_ptr(),
+        large=classes.large.data_ptr(),
+        others=classes.others.data_ptr(),
         labels=labels.data_ptr(),
         label_bytes=labels.element_size(),
-        scores=scores.data_ptr() if return_scores else 0,
-        classes=probs.shape[1],
+        scores=scores.data_ptr() if scores.numel() else 0,
+        classes=classes.all.shape[1],
         sigmoid_first=order == "transformers",
+        prune=compiled_maps.PRUNE,
     )
-    return labels, scores
 
 
 def _split(probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +176,81 @@ _semantic_map = register(
     " Tensor? region, ScalarType dtype, bool return_scores, str backend) -> (Tensor, Tensor)",
     fake=_fake,
     backends={"reference": reference, "cpu": compiled},
+)
+
+
+def reference_from_features(
+    class_logits: Tensor,
+    mask_queries: Tensor,
+    pixel_features: Tensor,
+    height: int,
+    width: int,
+    order: str,
+    region: Tensor | None,
+    dtype: torch.dtype,
+    return_scores: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `reference`, with the mask logits of one image at a time."""
+    options = (height, width, order)
+    labels, scores = _fake(class_logits, mask_queries, *options, region, dtype, return_scores)
+    for image in range(len(class_logits)):
+        one = slice(image, image + 1)
+        logits = mask_logits_reference(mask_queries[one], pixel_features[one], False)
+        extent = None if region is None else region[one]
+        labels[one], found = reference(
+            class_logits[one], logits, *options, extent, dtype, return_scores
+        )
+        if return_scores:
+            scores[one] = found
+    return labels, scores
+
+
+def compiled_from_features(
+    class_logits: Tensor,
+    mask_queries: Tensor,
+    pixel_features: Tensor,
+    height: int,
+    width: int,
+    order: str,
+    region: Tensor | None,
+    dtype: torch.dtype,
+    return_scores: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `compiled`, with the mask logits of a band of grid rows at a time, of BAND_BYTES."""
+    labels, scores = _fake(
+        class_logits, mask_queries, height, width, order, region, dtype, return_scores
+    )
+    region = compiled_maps.dense_region(region, pixel_features)
+    classes = _Classes.of(class_logits)
+    queries, (grid_rows, columns) = mask_queries.shape[1], pixel_features.shape[2:]
+    step = max(1, BAND_BYTES // (queries * columns * mask_queries.element_size()))
+    memory = mask_queries.new_empty(0)  # of a band's logits, for all bands
+    for image in range(len(class_logits)):
+        one = slice(image, image + 1)
+        outputs = (labels[one], scores[one] if return_scores else scores)
+        for start in range(0, max(grid_rows - 1, 1), step):
+            rows = slice(start, min(start + step + 1, grid_rows))  # to the next band's first
+            logits = memory.resize_(1, queries, rows.stop - start, columns)
+            mask_logits_of_image(
+                mask_queries[image], pixel_features[image, :, rows], logits[0], False
+            )
+            _score(classes.image(image), logits, rows, grid_rows, *outputs, order, region[one])
+    return labels, scores
+
+
+def _fake_from_features(
+    class_logits: Tensor, mask_queries: Tensor, pixel_features: Tensor, *options: Any
+) -> tuple[Tensor, Tensor]:
+    return _fake(class_logits, mask_queries, *options)
+
+
+_from_features = register(
+    "semantic_map_from_features",
+    "(Tensor class_logits, Tensor mask_queries, Tensor pixel_features, SymInt height,"
+    " SymInt width, str order, Tensor? region, ScalarType dtype, bool return_scores, str backend)"
+    " -> (Tensor, Tensor)",
+    fake=_fake_from_features,
+    backends={"reference": reference_from_features, "cpu": compiled_from_features},
 )
 
 
@@ -169,27 +281,9 @@ def semantic_map(
     full-size maps are stored. Raises TypeError or ValueError naming the argument that is off.
     """
     sizes = checks.predictions(class_logits, mask_logits, region)
-    height, width = checks.output_size(size)
-    checks.one_of("order", order, ORDERS)
-    if dtype not in LABEL_DTYPES:
-        raise TypeError(f"dtype: expected one of {LABEL_DTYPES}, got {dtype}")
-    if sizes["K+1"] - 2 > torch.iinfo(dtype).max:
-        raise ValueError(
-            f"dtype: expected one that holds K-1 = {sizes['K+1'] - 2}, got {dtype}"
-            f" (up to {torch.iinfo(dtype).max})"
-        )
+    options = _checked_options(sizes, size, order, region, dtype, return_scores)
     chosen = resolve("semantic_map", backend, mask_logits.device.type, mask_logits.dtype)
-    labels, scores = _semantic_map(
-        class_logits.detach(),
-        mask_logits.detach(),
-        height,
-        width,
-        order,
-        region,
-        dtype,
-        return_scores,
-        chosen,
-    )
+    labels, scores = _semantic_map(class_logits.detach(), mask_logits.detach(), *options, chosen)
     return (labels, scores) if return_scores else labels
 
 
@@ -205,14 +299,36 @@ def semantic_map_from_features(
     return_scores: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`semantic_map` of `mask_logits(mask_queries [B, Q, C], pixel_features [B, C, h, w])`."""
-    return semantic_map(
-        class_logits,
-        compute_mask_logits(mask_queries.detach(), pixel_features.detach(), backend=backend),
-        size,
-        order=order,
-        region=region,
-        dtype=dtype,
-        return_scores=return_scores,
-        backend=backend,
+    """`semantic_map` of `mask_logits(mask_queries [B, Q, C], pixel_features [B, C, h, w])`.
+
+    Those of one image are held at a time; on the CPU, with the compiled module, 8 MB of them.
+    """
+    sizes = checks.prediction_features(class_logits, mask_queries, pixel_features, region)
+    options = _checked_options(sizes, size, order, region, dtype, return_scores)
+    inputs = (class_logits.detach(), mask_queries.detach(), pixel_features.detach())
+    chosen = resolve(
+        "semantic_map_from_features", backend, class_logits.device.type, class_logits.dtype
     )
+    labels, scores = _from_features(*inputs, *options, chosen)
+    return (labels, scores) if return_scores else labels
+
+
+def _checked_options(
+    sizes: checks.Sizes,
+    size: tuple[int, int],
+    order: str,
+    region: Tensor | None,
+    dtype: torch.dtype,
+    return_scores: bool,
+) -> tuple[int, int, str, Tensor | None, torch.dtype, bool]:
+    """The options in the order of the ops' schemas."""
+    height, width = checks.output_size(size)
+    checks.one_of("order", order, ORDERS)
+    if dtype not in LABEL_DTYPES:
+        raise TypeError(f"dtype: expected one of {LABEL_DTYPES}, got {dtype}")
+    if sizes["K+1"] - 2 > torch.iinfo(dtype).max:
+        raise ValueError(
+            f"dtype: expected one that holds K-1 = {sizes['K+1'] - 2}, got {dtype}"
+            f" (up to {torch.iinfo(dtype).max})"
+        )
+    return height, width, order, region, dtype, return_scores
