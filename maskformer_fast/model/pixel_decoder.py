@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,12 +48,16 @@ class FPN(nn.Module):
         return feature
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        layout = (
+            torch.channels_last if features[0].device.type == "cpu" else torch.contiguous_format
+        )
+        features = [feature.contiguous(memory_format=layout) for feature in features]
         memory = self.memory(features[-1])
-        x = self.stem(memory).relu()
+        x = self.stem(memory).relu_()
         finer = zip(self.laterals, self.outputs, features[-2::-1], strict=True)
         for lateral, output, feature in finer:
-            x = lateral(feature) + F.interpolate(x, feature.shape[-2:], mode="nearest")
-            x = output(x).relu()
+            x = F.interpolate(x, feature.shape[-2:], mode="nearest") + lateral(feature)
+            x = output(x).relu_()
         return self.mask_projection(x), memory
 
 

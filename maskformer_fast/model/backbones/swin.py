@@ -262,7 +262,7 @@ class Swin(Backbone):
             if i > 0:
                 x = self.merges[i - 1](x)
             x = stage(x)
-            features.append(norm(x).permute(0, 3, 1, 2).contiguous())
+            features.append(norm(x).permute(0, 3, 1, 2))
         return features
 
 
