@@ -10,7 +10,13 @@ from torch.testing import assert_close
 
 from maskformer_fast.model.backbones import build_backbone
 from maskformer_fast.model.backbones.resnet import FrozenBatchNorm2d
-from maskformer_fast.model.backbones.swin import Swin, drop_path, shift_mask
+from maskformer_fast.model.backbones.swin import (
+    Swin,
+    WindowAttention,
+    drop_path,
+    shift_mask,
+    window_rows,
+)
 
 SMALL = {
     "swin": {"embed_dim": 8, "depths": [2, 2, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 3},
@@ -79,6 +85,25 @@ def test_shift_mask_by_hand():
     assert (mask[1, 0] < 0).int().tolist() == (torch.ones(4, 4) - torch.eye(4)).int().tolist()
 
 
+def test_window_rows_by_hand():
+    # Two images, each a row of three pixels in two windows of 2x2, shifted left and up by one.
+    taken, places = window_rows(2, 1, 3, 2, 1, torch.device("cpu"))
+    void = 6
+    first = [[void, void, 1, 2], [void, void, void, 0]]
+    second = [[void, void, 4, 5], [void, void, void, 3]]
+    assert taken.view(2, 2, 4).tolist() == [first, second]
+    assert places.tolist() == [7, 2, 3, 15, 10, 11]
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("size", [(14, 21), (16, 9), (1, 1)], ids=str)
+def test_every_pixel_has_one_place_in_the_windows(size, shift):
+    taken, places = window_rows(2, *size, 7, shift, torch.device("cpu"))
+    pixels = torch.arange(2 * size[0] * size[1])
+    assert taken[places].equal(pixels)
+    assert (taken < len(pixels)).sum() == len(pixels)
+
+
 def test_swin_windows_far_apart_do_not_see_each_other():
     swin = Swin(**(SMALL["swin"] | {"depths": [1, 1, 1, 1]})).eval()  # no shifted block
     image = torch.randn(1, 3, 24, 24)
@@ -87,6 +112,16 @@ def test_swin_windows_far_apart_do_not_see_each_other():
     first, second = swin(image)[0], swin(changed)[0]
     assert_close(first[..., :3, :], second[..., :3, :])
     assert not torch.allclose(first[..., 3:, 3:], second[..., 3:, 3:])
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_window_attention_is_the_same_in_training(shift):
+    attention = WindowAttention(8, heads=2, window=7)
+    nn.init.normal_(attention.bias_table)
+    x = torch.randn(2, 9, 15, 8)
+    with torch.no_grad():
+        expected = attention(x, shift)
+    assert_close(attention(x, shift), expected)
 
 
 def test_swin_state_has_no_caches():

@@ -33,7 +33,37 @@ def test_masks_are_computed_on_first_use_only(model):
     assert output._masks is None and output.auxiliary is None
     first = output.masks_queries_logits
     assert output.masks_queries_logits is first
-    assert first.equal(mask_logits(output.mask_queries, output.pixel_features))
+    expected = mask_logits(output.mask_queries, output.pixel_features)
+    torch.testing.assert_close(first, expected)
+
+
+@pytest.mark.parametrize("queries", [6, 40])  # fewer and more than the channels of pixel_features
+def test_masks_and_features_do_not_depend_on_which_is_read_first(queries):
+    model = MaskFormer(small_config(num_queries=queries)).eval()
+    pixel_values = torch.randn(2, 3, 50, 83)
+    first, second = model(pixel_values), model(pixel_values)
+    masks = first.masks_queries_logits
+    features = second["pixel_features"]
+    torch.testing.assert_close(second.masks_queries_logits, masks)
+    torch.testing.assert_close(first.pixel_features, features)
+    assert masks.is_contiguous() and features.shape == (2, 16, 13, 21)
+
+
+def test_outputs_stay_when_the_weights_change():
+    model = MaskFormer(small_config()).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, output = model(pixel_values).masks_queries_logits, model(pixel_values)
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert output.masks_queries_logits.equal(expected)
+
+
+def test_masks_of_evaluation_have_gradients():
+    model = MaskFormer(small_config()).eval()
+    output = model(torch.randn(1, 3, 64, 64))
+    output.masks_queries_logits.square().mean().backward()
+    assert model.pixel_level.decoder.mask_projection.weight.grad.abs().sum() > 0
 
 
 def test_evaluation_decodes_the_last_layer_only_unless_a_loss_is_wanted(model):
@@ -154,12 +184,25 @@ def test_bfloat16_autocast_trains():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_masks_of_bfloat16_autocast_can_be_read_after_it(model):
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, output = model(pixel_values).masks_queries_logits, model(pixel_values)
+    expected = model(pixel_values).masks_queries_logits
+    spread = expected.std().item()
+    for masks in (inside, output.masks_queries_logits):
+        assert (masks - expected).abs().max().item() < 0.1 * spread  # 8 bits of mantissa
+    assert output.pixel_features.shape == (1, 16, 16, 16)
+
+
 def test_model_and_loss_compile_without_a_graph_break(model):
     pixel_values, targets = small_batch([2, 1])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
         compiled(pixel_values, targets).loss, model(pixel_values, targets).loss
     )
+    masks = compiled(pixel_values).masks_queries_logits
+    torch.testing.assert_close(masks, model(pixel_values).masks_queries_logits)
 
 
 def test_save_and_load_give_the_same_model(model, tmp_path):

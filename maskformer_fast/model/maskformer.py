@@ -18,7 +18,7 @@ from maskformer_fast.config import MaskFormerConfig
 from maskformer_fast.criterion import MaskFormerCriterion
 from maskformer_fast.model.backbones import build_backbone
 from maskformer_fast.model.output import Auxiliary, MaskFormerOutput
-from maskformer_fast.model.pixel_decoder import FPN, TransformerFPN
+from maskformer_fast.model.pixel_decoder import FPN, MaskProjection, TransformerFPN
 from maskformer_fast.model.transformer import TransformerModule
 from maskformer_fast.targets import Targets
 
@@ -46,9 +46,14 @@ class PixelLevelModule(nn.Module):
             )
             self.memory_channels = size
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W] -> pixel_features [B, C, h, w] and what the transformer reads, stride 32."""
-        return self.decoder(self.backbone(pixel_values))
+    def forward(
+        self, pixel_values: Tensor, project: bool = True
+    ) -> tuple[Tensor | MaskProjection, Tensor]:
+        """[B, 3, H, W] -> pixel_features [B, C, h, w] and what the transformer reads, stride 32.
+
+        project  False: instead of pixel_features what is left to do for them
+        """
+        return self.decoder(self.backbone(pixel_values), project)
 
     def load_backbone(self, path_or_hub_id: str) -> None:
         """ImageNet weights of the backbone, from a transformers-format Swin or ResNet.
@@ -154,7 +159,10 @@ class MaskFormer(
             targets = Targets.from_masks(
                 mask_labels, class_labels, num_classes=self.config.num_labels
             ).to(pixel_values.device)
-        pixel_features, memory = self.pixel_level(pixel_values)
+        masks_only = targets is None and not self.training
+        few_queries = self.config.num_queries < self.config.mask_feature_size
+        project = not (masks_only and few_queries and pixel_values.device.type == "cpu")
+        pixel_features, memory = self.pixel_level(pixel_values, project)
         every_layer = self.config.deep_supervision and (self.training or targets is not None)
         queries = self.transformer(memory, every_layer)  # [L, B, Q, D]
         class_logits, mask_queries = self.segmentation(queries)
@@ -168,7 +176,7 @@ class MaskFormer(
             auxiliary=Auxiliary(class_logits, mask_queries) if every_layer else None,
             loss=loss,
             losses=losses,
-            region=None if pixel_mask is None else region(pixel_mask, pixel_features),
+            region=None if pixel_mask is None else region(pixel_mask, pixel_features.shape),
             thing_classes=self.config.thing_classes or None,
         )
 
@@ -220,16 +228,16 @@ class MaskFormer(
         return model.to(map_location).eval()
 
 
-def region(pixel_mask: Tensor, pixel_features: Tensor) -> Tensor:
-    """[B, 2]: rows and columns of the grid [.., h, w] that the unpadded images cover.
+def region(pixel_mask: Tensor, shape: torch.Size) -> Tensor:
+    """[B, 2]: rows and columns of the grid that the unpadded images cover.
 
     pixel_mask  [B, H, W]  True in the top-left corner that the image fills
+    shape       B, C, h, w  of the pixel features
     """
-    if pixel_mask.dim() != 3 or len(pixel_mask) != len(pixel_features):
+    if pixel_mask.dim() != 3 or len(pixel_mask) != shape[0]:
         raise ValueError(
-            f"pixel_mask: expected shape [B={len(pixel_features)}, H, W],"
-            f" got {tuple(pixel_mask.shape)}"
+            f"pixel_mask: expected shape [B={shape[0]}, H, W], got {tuple(pixel_mask.shape)}"
         )
     extent = [pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0].sum(1)]
-    sides = zip(extent, pixel_features.shape[-2:], pixel_mask.shape[-2:], strict=True)
+    sides = zip(extent, shape[-2:], pixel_mask.shape[-2:], strict=True)
     return torch.stack([pixels * cells / side for pixels, cells, side in sides], dim=1).float()

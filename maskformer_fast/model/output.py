@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from maskformer_fast import ops
+from maskformer_fast.model.pixel_decoder import MaskProjection
 
 
 class Auxiliary(NamedTuple):
@@ -25,7 +26,7 @@ class MaskFormerOutput:
     class_queries_logits  [B, Q, K+1]   the last class is "no object"
     masks_queries_logits  [B, Q, h, w]  computed from the two embeddings on first use
     mask_queries          [B, Q, C]
-    pixel_features        [B, C, h, w]
+    pixel_features        [B, C, h, w]  computed on first use where only masks were expected
     auxiliary             predictions of all layers, where they were computed
     loss, losses          total (scalar) and its unweighted parts by name, [L] each
     region                [B, 2]        rows and columns of the mask grid that the image covers
@@ -38,7 +39,7 @@ class MaskFormerOutput:
 
     class_queries_logits: Tensor
     mask_queries: Tensor
-    pixel_features: Tensor
+    _features: Tensor | MaskProjection
     auxiliary: Auxiliary | None = None
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
@@ -47,11 +48,18 @@ class MaskFormerOutput:
     _masks: Tensor | None = field(default=None, repr=False)
 
     @property
+    def pixel_features(self) -> Tensor:
+        if isinstance(self._features, MaskProjection):
+            self._features = self._features.pixel_features()
+        return self._features
+
+    @property
     def masks_queries_logits(self) -> Tensor:
-        if self._masks is None:
-            self._masks = ops.mask_logits(
-                self.mask_queries, self.pixel_features.to(self.mask_queries.dtype)
-            )
+        if self._masks is None and isinstance(self._features, MaskProjection):
+            self._masks = self._features.mask_logits(self.mask_queries)
+        elif self._masks is None:
+            features = self.pixel_features.to(self.mask_queries.dtype)
+            self._masks = ops.mask_logits(self.mask_queries, features)
         return self._masks
 
     def keys(self) -> list[str]:
@@ -62,9 +70,7 @@ class MaskFormerOutput:
         return [(name, getattr(self, name)) for name in self.keys()]
 
     def __contains__(self, key: object) -> bool:
-        return key in FIELDS and (
-            key == "masks_queries_logits" or getattr(self, str(key)) is not None
-        )
+        return key in COMPUTED or (key in FIELDS and getattr(self, str(key)) is not None)
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
@@ -86,4 +92,5 @@ class MaskFormerOutput:
         return tuple(tensor for _, tensor in self.items())
 
 
-FIELDS = {f.name for f in fields(MaskFormerOutput)} - {"_masks"} | {"masks_queries_logits"}
+COMPUTED = {"pixel_features", "masks_queries_logits"}
+FIELDS = {f.name for f in fields(MaskFormerOutput) if f.name[0] != "_"} | COMPUTED

@@ -6,8 +6,9 @@ merging, passes its own LayerNorm and is one feature.
 Source: "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", 2021.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from maskformer_fast.model.backbones.base import Backbone
 PATCH_SIZE = 4
 INIT_STD = 0.02
 FORBIDDEN = -100.0  # added to the attention score of pixels that shifting brought together
-CACHED_MASKS = 32  # four stages of eight image sizes
+CACHED_SIZES = 64  # four stages, shifted or not, of eight image sizes
 
 
 def missing(size: int, multiple: int) -> int:
@@ -59,10 +60,39 @@ def shift_mask(
     return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill_(apart, FORBIDDEN)
 
 
-@lru_cache(maxsize=CACHED_MASKS)
-def cached_shift_mask(*key: int | torch.device | torch.dtype) -> Tensor:
-    with torch.inference_mode(False):  # training may use what prediction cached
-        return shift_mask(*key)  # type: ignore[arg-type]
+def window_rows(
+    batch: int, height: int, width: int, window: int, shift: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where pixels go when images are padded, shifted and split into windows; and where from.
+
+    Returns the row of [B * H * W] pixels that each place in a window takes, row B * H * W where it
+    is padding, and the place of each pixel: [B * windows * N] and [B * H * W], int64.
+    """
+    rows, columns = height + missing(height, window), width + missing(width, window)
+    image = torch.arange(batch, device=device)[:, None, None]
+    pixels = torch.arange(height * width, device=device).view(1, height, width)
+    pixels = pixels + image * (height * width)  # [B, H, W]
+    padding = (0, columns - width, 0, rows - height)
+    taken = F.pad(pixels, padding, value=batch * height * width)
+    taken = split_windows(taken.roll((-shift, -shift), dims=(1, 2))[..., None], window)
+    places = torch.arange(rows * columns, device=device).view(1, -1, window * window, 1)
+    places = join_windows(places, window, rows, columns)[..., 0].roll((shift, shift), dims=(1, 2))
+    places = places[:, :height, :width] + image * (rows * columns)
+    return taken.flatten(), places.flatten()
+
+
+def kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make` with a cache, which compiled graphs do without."""
+
+    @lru_cache(maxsize=CACHED_SIZES)
+    def cached(*key: Any) -> Any:
+        with torch.inference_mode(False):  # training may use what prediction cached
+            return make(*key)
+
+    return lambda *key: make(*key) if torch.compiler.is_compiling() else cached(*key)
+
+
+kept_shift_mask, kept_window_rows = kept(shift_mask), kept(window_rows)
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -94,25 +124,44 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=INIT_STD)
 
     def forward(self, x: Tensor, shift: int) -> Tensor:
-        """x [B, H, W, C], H and W multiples of the window -> the same shape."""
+        """x [B, H, W, C] -> the same shape."""
         b, h, w, c = x.shape
-        if shift:
-            x = x.roll((-shift, -shift), dims=(1, 2))
-        qkv = split_windows(self.qkv(x), self.window)  # [B, windows, N, 3 C]
-        windows, n = qkv.shape[1:3]
+        n = self.window**2
+        taken, places = kept_window_rows(b, h, w, self.window, shift, x.device)
+        # Products are over pixels, and padding is one row of zeros: it may be half of a window map.
+        qkv = self.qkv(F.pad(x.reshape(-1, c), (0, 0, 0, 1))).index_select(0, taken)
+        windows = len(taken) // (b * n)
         qkv = qkv.view(b, windows, n, 3, self.heads, c // self.heads).permute(3, 0, 1, 4, 2, 5)
-        bias = self.bias_table[self.index].permute(2, 0, 1)[None]  # [1, heads, N, N]
-        if shift:
-            make = shift_mask if torch.compiler.is_compiling() else cached_shift_mask
-            bias = bias + make(h, w, self.window, shift, x.device, bias.dtype)
+        x = self.attend(qkv, self.bias(h, w, shift, qkv))
+        x = x.transpose(2, 3).reshape(-1, c).index_select(0, places)
+        return self.out(x).view(b, h, w, c)
+
+    def bias(self, height: int, width: int, shift: int, like: Tensor) -> Tensor:
+        """What to add to attention scores, [1 or windows, heads, N, N]."""
+        n = self.window**2
+        bias = self.bias_table.index_select(0, self.index.flatten()).t().reshape(1, -1, n, n)
+        if not shift:
+            return bias
+        rows, columns = (side + missing(side, self.window) for side in (height, width))
+        return bias + kept_shift_mask(rows, columns, self.window, shift, like.device, bias.dtype)
+
+    def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """qkv [3, B, windows, heads, N, d], bias [1 or windows, heads, N, N]
+        -> [B, windows, heads, N, d]."""
+        b, windows, heads, n, d = qkv.shape[1:]
+        if bias.requires_grad and bias.device.type == "cpu":
+            # There SDPA has no kernel with a gradient of the bias, and its fallback is slower.
+            q, k, v = qkv
+            scores = q * d**-0.5 @ k.mT
+            scores += bias
+            return scores.softmax(-1) @ v
         # Attention kernels want four dimensions and a bias that broadcasts over the first: windows
         # go with the batch when they share the bias, with the heads when each has its own.
-        rows = (b * windows, self.heads) if len(bias) == 1 else (b, windows * self.heads)
-        q, k, v = qkv.reshape(3, *rows, n, c // self.heads)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.reshape(1, -1, n, n))
-        x = x.view(b, windows, self.heads, n, -1).transpose(2, 3).reshape(b, windows, n, c)
-        x = self.out(join_windows(x, self.window, h, w))
-        return x.roll((shift, shift), dims=(1, 2)) if shift else x
+        rows = (b * windows, heads) if b == 1 or len(bias) == 1 else (b, windows * heads)
+        bias = bias.reshape(-1, rows[1], n, n)
+        q, k, v = (part.reshape(*rows, n, d) for part in qkv)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return x.view(b, windows, heads, n, d)
 
 
 class SwinBlock(nn.Module):
@@ -130,10 +179,7 @@ class SwinBlock(nn.Module):
         self.linear2 = nn.Linear(int(mlp_ratio * dim), dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[1:3]
-        padding = (0, 0, 0, missing(w, self.window), 0, missing(h, self.window))
-        padded = F.pad(self.norm1(x), padding)
-        attended = self.attention(padded, self.shift)[:, :h, :w]
+        attended = self.attention(self.norm1(x), self.shift)
         x = x + drop_path(attended, self.drop_rate, self.training)
         hidden = self.linear2(F.gelu(self.linear1(self.norm2(x))))
         return x + drop_path(hidden, self.drop_rate, self.training)
@@ -216,7 +262,7 @@ class Swin(Backbone):
             if i > 0:
                 x = self.merges[i - 1](x)
             x = stage(x)
-            features.append(norm(x).permute(0, 3, 1, 2).contiguous())
+            features.append(norm(x).permute(0, 3, 1, 2))
         return features
 
 
