@@ -4,6 +4,8 @@
 # make lint      ruff, clang-format, mypy
 # make sanitize  the op tests on the C++ code, built by gcc with AddressSanitizer and UBSan into
 #                build/sanitize, beside the module that the others use
+# make emulation the CUDA kernels compiled for the host, maskformer_fast/_C_emulated: backend
+#                cuda_emulated. Needs no CUDA; takes PYTHON, if that has cmake, ninja, pybind11, torch
 # make build     the environment in .venv and the compiled module, which the others do by themselves
 #
 # PYTHON    the interpreter that .venv is made from
@@ -15,17 +17,25 @@ TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
 READY := .venv/ready
-CPP := $(shell find csrc -name '*.?pp')
+CPP := $(shell find csrc tests/emulation -name '*.?pp' -o -name '*.cu' -o -name '*.cuh')
 OP_TESTS := $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
 
-.PHONY: demo test lint sanitize build
+HAS_TOOLS := $(shell $(PYTHON) -c 'import cmake, ninja, pybind11, torch' 2>/dev/null && echo yes)
+BUILDER := $(if $(HAS_TOOLS),$(shell command -v $(PYTHON)),$(CURDIR)/$(BIN)/python)
+
+# $(call cmake,source,build folder,folder of the module,options)
+cmake = PATH="$(dir $(BUILDER)):$$PATH" && cmake -S $(1) -B $(2) -G Ninja $(4) \
+    -DPython_EXECUTABLE=$(BUILDER) -Dpybind11_DIR="$$($(BUILDER) -m pybind11 --cmakedir)" \
+    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(3) && cmake --build $(2)
+
+.PHONY: demo test lint sanitize emulation build
 .DELETE_ON_ERROR:
 
 demo: build
 	$(BIN)/python examples/demo.py --out demo
 	$(BIN)/python benchmarks/run.py --quick
 
-test: build
+test: build emulation
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 lint: build
@@ -44,6 +54,9 @@ sanitize: build
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize OMP_NUM_THREADS=2 \
 	    $(BIN)/pytest -q $(OP_TESTS) -k "cpu and not compiles and not opcheck"
+
+emulation: | $(if $(HAS_TOOLS)$(wildcard $(READY)),,$(READY))
+	$(call cmake,tests/emulation,build/emulation,maskformer_fast)
 
 build: $(READY)
 

@@ -2,8 +2,7 @@
 // maskformer_fast/ops check shapes, dtypes and layout. Here is checked again what a wrong value
 // would turn into an access outside the tensors.
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "bindings.hpp"
 
 #include <algorithm>
 #include <array>
@@ -14,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "cpu/instance_masks.hpp"
 #include "cpu/instruction_set.hpp"
@@ -23,8 +23,6 @@
 #include "cpu/matching_cost.hpp"
 #include "cpu/panoptic_map.hpp"
 #include "cpu/semantic_map.hpp"
-
-namespace py = pybind11;
 
 namespace maskformer {
 namespace {
@@ -42,18 +40,6 @@ class Workspace {
  private:
   std::unique_ptr<CacheLine[]> lines_;
 };
-
-template <typename Item>
-Item* pointer(uintptr_t address) {
-  return reinterpret_cast<Item*>(address);
-}
-
-void at_least(const char* name, int64_t value, int64_t least) {
-  if (value < least) {
-    throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) +
-                                ", got " + std::to_string(value));
-  }
-}
 
 void linear_assignment(uintptr_t cost, bool float64, uintptr_t num_targets,
                        uintptr_t query_of_target, uintptr_t gap, uintptr_t status, int64_t problems,
@@ -81,13 +67,6 @@ void linear_assignment(uintptr_t cost, bool float64, uintptr_t num_targets,
   cpu::dispatch([&](auto set) {
     float64 ? run(set, pointer<const double>(cost)) : run(set, pointer<const float>(cost));
   });
-}
-
-FloatType float_type(int type) {
-  if (type < 0 || type > static_cast<int>(FloatType::bfloat16)) {
-    throw std::invalid_argument("type: expected 0, 1 or 2, got " + std::to_string(type));
-  }
-  return static_cast<FloatType>(type);
 }
 
 void mask_loss(uintptr_t logits, int type, uintptr_t pixels, bool overlapping, uintptr_t occupied,
@@ -360,7 +339,15 @@ void instance_masks(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t
 
 PYBIND11_MODULE(_C, m) {
   m.attr("version") = MASKFORMER_VERSION;
+#ifdef MASKFORMER_WITH_CUDA
+  py::module_ cuda = m.def_submodule("cuda", "The CUDA kernels; see csrc/bindings_cuda.cpp.");
+  bind_cuda(cuda);
+  m.def("built_with_cuda", [] { return true; });
+  m.attr("cuda_architectures") = cuda.attr("architectures");
+#else
   m.def("built_with_cuda", [] { return false; });
+  m.def("cuda_architectures", [] { return std::vector<std::string>(); });
+#endif
   m.def("instruction_set", [] { return cpu::name_of(cpu::instruction_set()); });
   m.def("linear_assignment", &linear_assignment, py::arg("cost"), py::arg("float64"),
         py::arg("num_targets"), py::arg("query_of_target"), py::arg("gap"), py::arg("status"),

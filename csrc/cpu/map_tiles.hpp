@@ -11,10 +11,10 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/arena.hpp"
 #include "core/float_types.hpp"
 #include "core/sampling.hpp"
 #include "core/vector_math.hpp"
-#include "cpu/arena.hpp"
 #include "cpu/map_shape.hpp"
 
 namespace maskformer::cpu {

@@ -16,9 +16,9 @@
 
 #include <algorithm>
 
+#include "core/arena.hpp"
 #include "core/bilinear.hpp"
 #include "core/focal.hpp"
-#include "cpu/arena.hpp"
 #include "cpu/parallel.hpp"
 
 namespace maskformer::cpu {

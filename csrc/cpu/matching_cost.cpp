@@ -19,8 +19,8 @@
 #include <xmmintrin.h>
 #endif
 
+#include "core/arena.hpp"
 #include "core/focal.hpp"
-#include "cpu/arena.hpp"
 #include "cpu/float_lanes.hpp"
 #include "cpu/parallel.hpp"
 

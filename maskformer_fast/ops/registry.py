@@ -151,6 +151,17 @@ def compiled_module() -> Any:
     return importlib.import_module("maskformer_fast._C")
 
 
+@functools.cache
+def emulated_module() -> Any:
+    """`maskformer_fast._C_emulated`, the CUDA kernels on the host; ImportError if not built."""
+    return importlib.import_module("maskformer_fast._C_emulated")
+
+
+def cuda_module(backend: str) -> Any:
+    """The module with the CUDA launchers of backend "cuda" or "cuda_emulated"."""
+    return emulated_module() if backend == "cuda_emulated" else compiled_module().cuda
+
+
 def _cpu_probe() -> str | None:
     try:
         compiled_module()
@@ -181,8 +192,10 @@ def _interpreted() -> bool:
 
 
 def _emulation_probe() -> str | None:
-    if importlib.util.find_spec("maskformer_fast._C_emulated") is None:
-        return "the emulation is not built (`make emulation` in a checkout)"
+    try:
+        emulated_module()
+    except ImportError as error:
+        return f"the emulation does not import ({error}); `make emulation` in a checkout builds it"
     return None
 
 

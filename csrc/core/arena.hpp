@@ -4,21 +4,23 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace maskformer::cpu {
+#include "core/host_device.hpp"
+
+namespace maskformer {
 namespace {  // a copy for each instruction set
 
 // Each piece lies on cache lines of its own. From null the arena only counts.
 class Arena {
  public:
-  explicit Arena(std::byte* start) : start_(start) {}
+  MASKFORMER_HOST_DEVICE explicit Arena(std::byte* start) : start_(start) {}
 
   template <typename Item>
-  Item* take(int64_t count) {
+  MASKFORMER_HOST_DEVICE Item* take(int64_t count) {
     Item* items = start_ == nullptr ? nullptr : reinterpret_cast<Item*>(start_ + used_);
     used_ += (count * static_cast<int64_t>(sizeof(Item)) + 63) / 64 * 64;
     return items;
   }
-  int64_t used() const { return used_; }
+  MASKFORMER_HOST_DEVICE int64_t used() const { return used_; }
 
  private:
   std::byte* start_;
@@ -26,4 +28,4 @@ class Arena {
 };
 
 }  // namespace
-}  // namespace maskformer::cpu
+}  // namespace maskformer
