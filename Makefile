@@ -2,10 +2,13 @@
 #                quick benchmark
 # make test      all tests that fit a laptop
 # make lint      ruff, clang-format, mypy
-# make sanitize  the op tests on the C++ code, built by gcc with AddressSanitizer and UBSan into
-#                build/sanitize, beside the module that the others use
+# make sanitize  the op tests on the C++ code and on the emulated CUDA kernels, built by gcc with
+#                AddressSanitizer and UBSan into build/sanitize, beside the modules that the others use
 # make emulation the CUDA kernels compiled for the host, maskformer_fast/_C_emulated: backend
 #                cuda_emulated. Needs no CUDA; takes PYTHON, if that has cmake, ninja, pybind11, torch
+# make gpu       on a machine with a GPU and nvcc: builds in place with PYTHON's torch, cmake, ninja and
+#                pybind11, downloading nothing; the tests of backend cuda, some of them under
+#                compute-sanitizer where it is installed; the benchmarks
 # make build     the environment in .venv and the compiled module, which the others do by themselves
 #
 # PYTHON    the interpreter that .venv is made from
@@ -17,9 +20,15 @@ TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
 READY := .venv/ready
-CPP := $(shell find csrc tests/emulation -name '*.?pp' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find csrc -name '*.?pp' -o -name '*.cu' -o -name '*.cuh')
+EMULATOR := $(shell find tests/emulation -name '*.?pp' -o -name '*.cu')
 OP_TESTS := $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
 
+ON_GPU := cuda and not emulated
+CUDA_TOOLS := memcheck racecheck synccheck initcheck
+CUDA_TOOLS_TESTS := ($(ON_GPU)) and (by_hand or adversarial or non_finite or empty)
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' maskformer_fast/__init__.py)
 HAS_TOOLS := $(shell $(PYTHON) -c 'import cmake, ninja, pybind11, torch' 2>/dev/null && echo yes)
 BUILDER := $(if $(HAS_TOOLS),$(shell command -v $(PYTHON)),$(CURDIR)/$(BIN)/python)
 
@@ -28,7 +37,7 @@ cmake = PATH="$(dir $(BUILDER)):$$PATH" && cmake -S $(1) -B $(2) -G Ninja $(4) \
     -DPython_EXECUTABLE=$(BUILDER) -Dpybind11_DIR="$$($(BUILDER) -m pybind11 --cmakedir)" \
     -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(3) && cmake --build $(2)
 
-.PHONY: demo test lint sanitize emulation build
+.PHONY: demo test lint sanitize emulation gpu cuda_in_place build
 .DELETE_ON_ERROR:
 
 demo: build
@@ -41,26 +50,44 @@ test: build emulation
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/clang-format --dry-run --Werror $(CPP) $(EMULATOR)
 	$(BIN)/mypy
 
 # CMake adds no flags for a build type that it does not know. The sanitizer must be loaded first,
-# and finds what throws exceptions only if libstdc++ is loaded with it.
-sanitize: export CXXFLAGS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
-sanitize: export CMAKE_BUILD_TYPE = Sanitize
+# and finds what throws exceptions only if libstdc++ is loaded with it. Not exported for the target:
+# its prerequisites would inherit the flags.
+SANITIZED := CMAKE_BUILD_TYPE=Sanitize \
+    CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 sanitize: build
 	rm -rf build/sanitize
-	$(BIN)/pip install --quiet --no-deps --target build/sanitize .
+	$(SANITIZED) MASKFORMER_FAST_CUDA=off \
+	    $(BIN)/pip install --quiet --no-deps --target build/sanitize .
+	export $(SANITIZED) && \
+	    $(call cmake,tests/emulation,build/sanitize/emulation,build/sanitize/maskformer_fast,-DDETECT_RACES=OFF)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    MASKFORMER_EMULATOR_CHECKS=build/sanitize/emulation/checks_of_emulator \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize OMP_NUM_THREADS=2 \
-	    $(BIN)/pytest -q $(OP_TESTS) -k "cpu and not compiles and not opcheck"
+	    $(BIN)/pytest -q $(OP_TESTS) tests/test_emulation.py \
+	    -k "(cpu or emulat) and not compiles and not opcheck"
 
 emulation: | $(if $(HAS_TOOLS)$(wildcard $(READY)),,$(READY))
 	$(call cmake,tests/emulation,build/emulation,maskformer_fast)
 
+gpu: cuda_in_place
+	$(PYTHON) -m pytest -q -p no:cacheprovider $(OP_TESTS) tests/test_cuda_build.py -k "$(ON_GPU)"
+	for tool in $(if $(shell command -v compute-sanitizer),$(CUDA_TOOLS)); do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(PYTHON) -m pytest -q -p no:cacheprovider $(OP_TESTS) -k "$(CUDA_TOOLS_TESTS)" || exit 1; \
+	done
+	$(PYTHON) benchmarks/run.py --device cuda --json
+
+cuda_in_place: BUILDER := $(abspath $(shell command -v $(PYTHON)))
+cuda_in_place:
+	$(call cmake,.,build/cuda,maskformer_fast,-DMASKFORMER_FAST_CUDA=on -DMASKFORMER_FAST_VERSION=$(VERSION))
+
 build: $(READY)
 
-$(READY): pyproject.toml setup.py CMakeLists.txt $(CPP)
+$(READY): pyproject.toml setup.py CMakeLists.txt cmake/cuda.cmake $(CPP)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --editable ".[train,test,dev]"

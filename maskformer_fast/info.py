@@ -35,8 +35,9 @@ def _compiled_module() -> str:
         module = compiled_module()
     except ImportError as error:
         return f"none ({error})"
-    cuda = "with" if module.built_with_cuda() else "without"
-    return f"{module.version}, {module.instruction_set()} instructions, {cuda} CUDA"
+    cuda = f"CUDA for {', '.join(module.cuda_architectures())}"
+    cuda = cuda if module.built_with_cuda() else "without CUDA"
+    return f"{module.version}, {module.instruction_set()} instructions, {cuda}"
 
 
 def _cuda_devices() -> str:

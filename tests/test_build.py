@@ -9,7 +9,7 @@ import torch
 
 import maskformer_fast
 from maskformer_fast.info import info
-from maskformer_fast.ops import linear_assignment
+from maskformer_fast.ops import linear_assignment, registry
 from maskformer_fast.ops.registry import BACKENDS, ENVIRONMENT_VARIABLE, register, resolve
 
 COST = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
@@ -51,6 +51,37 @@ def test_works_without_the_compiled_module_and_says_so() -> None:
     assert "compiled module   none (No module named 'maskformer_fast._C')" in rest
 
 
+def test_the_module_says_what_its_cuda_part_was_built_for() -> None:
+    module = pytest.importorskip("maskformer_fast._C")
+    names = module.cuda_architectures()
+    assert bool(names) == module.built_with_cuda()
+    assert all(name.startswith(("sm_", "compute_")) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        ("sm_80 sm_86 sm_90 compute_90", (8, 0), True),
+        ("sm_80 sm_86 sm_90 compute_90", (8, 9), True),  # code for sm_86
+        ("sm_80 sm_86 sm_90 compute_90", (12, 0), True),  # PTX
+        ("sm_80 sm_86 sm_90 compute_90", (7, 5), False),
+        ("sm_86 sm_90", (8, 0), False),
+        ("sm_80", (9, 0), False),
+        ("compute_80", (9, 0), True),
+        ("sm_90a compute_90a", (9, 0), True),
+        ("sm_90a compute_90a", (10, 0), False),
+    ],
+)
+def test_a_gpu_that_the_module_was_not_built_for_is_named(
+    built: str, capability: tuple[int, int], runs: bool
+) -> None:
+    obstacle = registry._architecture_obstacle(tuple(built.split()), capability)
+    if runs:
+        assert obstacle is None
+    else:
+        assert obstacle is not None and "the GPU is sm_{}{};".format(*capability) in obstacle
+
+
 def test_info_lists_every_op_and_the_reason_of_every_no() -> None:
     text = info()
     assert maskformer_fast.__version__ in text and torch.__version__.split("+")[0] in text
@@ -85,8 +116,8 @@ def test_argument_beats_context_beats_environment(monkeypatch: pytest.MonkeyPatc
             linear_assignment(COST)
         with maskformer_fast.use_backend("reference"):
             assert linear_assignment(COST).query_of_target.tolist() == [1, 0]
-        with pytest.raises(RuntimeError, match="'cuda_emulated' cannot run"):
-            linear_assignment(COST, backend="cuda_emulated")
+        with pytest.raises(RuntimeError, match="'cuda' cannot run"):
+            linear_assignment(COST, backend="cuda")
     with pytest.raises(RuntimeError, match="'cuda' cannot run"):
         linear_assignment(COST)
     assert linear_assignment(COST, backend="reference").query_of_target.tolist() == [1, 0]

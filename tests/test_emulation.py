@@ -21,7 +21,9 @@ ACCEPTED = (
 )
 PLACE = r"block \(\d, 0, 0\), thread \(\d+, 0, 0\)"
 BARRIER = r"barrier in waits\.cu:\d+"
-RACE = r"race: (reads|writes|changes) {memory} memory in accesses\.cu:\d+ that {who} \w+ in accesses"
+RACE = (
+    r"race: (reads|writes|changes) {memory} memory in accesses\.cu:\d+ that {who} \w+ in accesses"
+)
 IN_BLOCK = r"thread [\d, ]+ of its block"
 BEYOND = r"(reads|writes) shared memory beyond its dynamic bytes, in accesses\.cu:\d+"
 UNWRITTEN = r"reads shared memory that nobody has written, in accesses\.cu:\d+"

@@ -1,6 +1,7 @@
 // How a kernel is started, on a GPU and in the emulation.
 #pragma once
 
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -31,6 +32,7 @@ inline std::string text(dim3 size) {
 inline void check_launch(cudaError_t error, const char* op, dim3 grid, dim3 block,
                          int64_t shared_bytes) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // the next launch is not to blame
   throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error) + "; grid " +
                            text(grid) + ", block " + text(block) + ", " +
                            std::to_string(shared_bytes) +
@@ -49,14 +51,21 @@ void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block
   const auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
   simt::run({op, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes}, body);
 #else
+  static std::mutex limit_mutex;  // another thread may not lower the limit before the launch
+  std::unique_lock<std::mutex> limit_lock(limit_mutex, std::defer_lock);
   if (shared_bytes > kSharedByDefault) {
+    limit_lock.lock();
     check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(shared_bytes)),
                  op, grid, block, shared_bytes);
   }
-  kernel<<<grid, block, static_cast<size_t>(shared_bytes), stream> > >(
-      static_cast<Parameters>(arguments)...);
-  check_launch(cudaGetLastError(), op, grid, block, shared_bytes);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  check_launch(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), op, grid,
+               block, shared_bytes);
 #endif
 }
 

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from maskformer_fast.ops.registry import cuda_module
 
+NAN_BYTE = 0xFF  # repeated, it is a NaN of every floating-point type, and -1
+
 
 class Kernels:
     """The CUDA launchers of the module that belongs to `backend`."""
@@ -30,8 +32,13 @@ class Kernels:
         self.backend = backend
 
     def workspace(self, name: str, device: torch.device, *sizes: int) -> Tensor:
-        """Memory of the size that `<name>_workspace(*sizes)` asks for, on `device`."""
+        """Memory of the size that `<name>_workspace(*sizes)` asks for, on `device`.
+
+        In the emulation it is full of NaN, so that tests notice a read of what nobody wrote.
+        """
         count = getattr(cuda_module(self.backend), f"{name}_workspace")(*sizes)
+        if self.backend == "cuda_emulated":
+            return torch.full((count,), NAN_BYTE, dtype=torch.uint8, device=device)
         return torch.empty(count, dtype=torch.uint8, device=device)
 
     def __call__(self, name: str, **arguments: Any) -> None:

@@ -176,7 +176,30 @@ def _cuda_probe() -> str | None:
         return missing
     if not compiled_module().built_with_cuda():
         return "the compiled module was built without CUDA (nvcc was not found)"
-    return None if torch.cuda.is_available() else "torch sees no NVIDIA GPU"
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU"
+    return _architecture_obstacle(
+        tuple(compiled_module().cuda_architectures()), torch.cuda.get_device_capability()
+    )
+
+
+@functools.cache
+def _architecture_obstacle(built: tuple[str, ...], capability: tuple[int, int]) -> str | None:
+    """Why code for `built`, as ("sm_80", "compute_90"), does not run on this GPU; None if it does.
+
+    Code runs on its major version from its minor version on, PTX on everything from its own on;
+    names with a letter (sm_90a) on exactly their own.
+    """
+    for kind, number in (name.split("_") for name in built):
+        if not number.isdigit():
+            runs = number[:-1] == "{}{}".format(*capability)
+        else:
+            major, minor = divmod(int(number), 10)
+            runs = (major, minor) <= capability and (kind == "compute" or major == capability[0])
+        if runs:
+            return None
+    gpu = "sm_{}{}".format(*capability)
+    return f"the GPU is {gpu}; the compiled module was built for {', '.join(built)}"
 
 
 def _triton_probe() -> str | None:

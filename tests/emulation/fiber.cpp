@@ -7,7 +7,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#ifdef __x86_64__
+#ifdef SIMT_OWN_SWITCH
 extern "C" void simt_switch(void** save, void* load);
 
 // Callee-saved registers on the old stack, its pointer to *save; the same backwards from `load`.
@@ -49,7 +49,7 @@ void Fiber::prepare(void (*entry)(), std::byte* bottom, size_t bytes) {
 #ifdef __SANITIZE_ADDRESS__
   __asan_unpoison_memory_region(bottom, bytes);  // of the one that had the stack before
 #endif
-#ifdef __x86_64__
+#ifdef SIMT_OWN_SWITCH
   constexpr int kSaved = 6;
   uintptr_t* frame = reinterpret_cast<uintptr_t*>(bottom + bytes) - kSaved - 2;
   for (int i = 0; i < kSaved; ++i) frame[i] = 0;
@@ -73,7 +73,7 @@ void Fiber::switch_to(Fiber& next, bool last) {
 #else
   static_cast<void>(last);
 #endif
-#ifdef __x86_64__
+#ifdef SIMT_OWN_SWITCH
   simt_switch(&top_, next.top_);
 #else
   swapcontext(&context_, &next.context_);

@@ -4,7 +4,9 @@
 
 #include <cstddef>
 
-#ifndef __x86_64__
+#if defined(__x86_64__) && !defined(SIMT_PORTABLE)
+#define SIMT_OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
@@ -27,7 +29,7 @@ class Fiber {
   }
 
  private:
-#ifdef __x86_64__
+#ifdef SIMT_OWN_SWITCH
   void* top_ = nullptr;  // where the registers are saved
 #else
   ucontext_t context_{};

@@ -38,7 +38,8 @@ struct Cell {
 constexpr uintptr_t kPageBytes = 4096, kWordBytes = 4, kWords = kPageBytes / kWordBytes;
 constexpr size_t kMostPages = 4096;  // kept from one launch to the next
 constexpr size_t kCached = 1024;
-constexpr uint32_t kLate = 1u << 30;  // by `clocks`, which then start anew
+constexpr int64_t kMostAccesses = int64_t{1} << 29;  // of a thread that never waits: half a minute
+constexpr uint32_t kLate = 1u << 30;                 // by `clocks`, which then start anew
 
 // Cells for the words of a page, and for the bytes of words that were accessed in part.
 struct Page {
@@ -232,6 +233,7 @@ void on_access(Kind kind, const void* address, size_t bytes, const void* code) {
   const Access access{
       kind, address, code_at(code), now.thread / kWarp, now.thread % kWarp, is_shared(address)};
   check_place(access, bytes);
+  if (++now.accesses > kMostAccesses) refuse(access, "again and again: an endless loop?");
   const uintptr_t start = reinterpret_cast<uintptr_t>(address), end = start + bytes;
   for (uintptr_t word = start / kWordBytes; word * kWordBytes < end; ++word) {
     const uintptr_t from = word * kWordBytes;

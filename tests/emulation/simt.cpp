@@ -1,7 +1,5 @@
 #include "emulation/simt.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -9,25 +7,18 @@
 #include <cstring>
 #include <mutex>
 #include <numeric>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#endif
-
 #include "emulation/engine.hpp"
 #include "emulation/fiber.hpp"
+#include "emulation/random.hpp"
 #include "emulation/warp.hpp"
 
 namespace simt {
 
-Now now;
-std::byte* stacks = nullptr;
-alignas(128) static std::byte shared_space[kSharedGuard + kMostShared + kSharedGuard];
-std::byte* const shared_memory = shared_space + kSharedGuard;
+thread_local Now now;
 
 }  // namespace simt
 
@@ -41,6 +32,7 @@ namespace simt {
 namespace {
 
 constexpr int64_t kMostWarps = kMostThreads / kWarp;
+constexpr int64_t kMostWaits = int64_t{1} << 31;  // of the threads of a block: minutes
 
 enum class State : uint8_t { ready, at_barrier, in_exchange, left };
 
@@ -65,15 +57,16 @@ struct Engine {
   Launch launch{};
   void (*body)(const void*) = nullptr;
   const void* context = nullptr;
-  std::mt19937_64 random;
-  bool permuted = false;
+  Random random;
+  uint64_t seed = 0;  // 0: in their natural order
   std::string error;
 
   // the block
   int count = 0;              // threads
   int waiting = 0, left = 0;  // threads at the barrier; threads that are through
-  int agreed = 0;             // threads whose predicate held at the last barrier
-  std::vector<int> ready;     // runs from the back
+  int64_t waits = 0;
+  int agreed = 0;          // threads whose predicate held at the last barrier
+  std::vector<int> ready;  // runs from the back
 };
 
 Engine engine;
@@ -101,13 +94,10 @@ int lane_of(int thread) { return thread % kWarp; }
   std::abort();
 }
 
-std::byte* stack_of(int thread) {
-  return stacks + static_cast<size_t>(thread) * (kStack + kGuard) + kGuard;
-}
-
 void make_current(int thread) {
   now.thread = thread;
   now.stack = stack_of(thread);
+  now.accesses = 0;
   thread_index = engine.threads[thread].index;
 }
 
@@ -121,6 +111,7 @@ Fiber& next_fiber() {
 // Lets the others run until this thread is ready again.
 void wait() {
   Thread& me = current();
+  if (++engine.waits > kMostWaits) stop("its block waits again and again: an endless loop?");
   Fiber& next = next_fiber();
   if (&next != &me.fiber) me.fiber.switch_to(next);
 }
@@ -131,10 +122,8 @@ void make_ready(const int* first, int count) {
     engine.threads[first[i]].state = State::ready;
     engine.ready.push_back(first[i]);
   }
-  if (engine.permuted) {
-    std::shuffle(engine.ready.begin() + static_cast<int64_t>(before), engine.ready.end(),
-                 engine.random);
-  }
+  if (engine.seed != 0)
+    engine.random.shuffle(engine.ready.data() + before, engine.ready.size() - before);
 }
 
 void make_all_ready() {
@@ -207,6 +196,7 @@ void forget_lost() {
 void start_block(Size block) {
   block_index = block;
   engine.waiting = engine.left = 0;
+  engine.waits = 0;
   engine.ready.clear();
   std::fill_n(engine.in_exchange, kMostWarps, 0);
   forget_lost();
@@ -235,18 +225,9 @@ void run_block(Size block) {
                    "; block " + text(block_index) + ", thread " + text(current().index);
   }
   now.thread = -1;
-  if (!engine.error.empty()) throw std::runtime_error(engine.launch.name + (": " + engine.error));
-}
-
-void allocate_stacks() {
-  if (stacks != nullptr) return;
-  void* memory = mmap(nullptr, kAllStacks, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  stacks = static_cast<std::byte*>(memory);
-  for (size_t t = 0; t < kMostThreads; ++t) {  // below each: a stack that overflows faults
-    mprotect(stacks + t * (kStack + kGuard), kGuard, PROT_NONE);
-  }
+  if (engine.error.empty()) return;
+  if (engine.seed != 0) engine.error += "; seed " + std::to_string(engine.seed);
+  throw std::runtime_error(engine.launch.name + (": " + engine.error));
 }
 
 void check(const Launch& launch) {
@@ -263,16 +244,6 @@ void check(const Launch& launch) {
     throw std::runtime_error(std::string(launch.name) + ": no GPU takes " + wrong);
 }
 
-// Nothing but the launch's bytes of dynamic shared memory may be touched.
-void guard_shared(int64_t bytes) {
-#ifdef __SANITIZE_ADDRESS__
-  __asan_poison_memory_region(shared_space, sizeof shared_space);
-  __asan_unpoison_memory_region(shared_memory, static_cast<size_t>(bytes));
-#else
-  static_cast<void>(bytes);
-#endif
-}
-
 void set_up(const Launch& launch) {
   check(launch);
   allocate_stacks();
@@ -284,8 +255,8 @@ void set_up(const Launch& launch) {
   block_size = launch.block;
   grid_size = launch.grid;
   const char* seed = std::getenv("MASKFORMER_EMULATION_SEED");
-  engine.permuted = seed != nullptr && std::strcmp(seed, "0") != 0;
-  engine.random.seed(seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10));
+  engine.seed = seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10);
+  engine.random.seed(engine.seed);
   for (int t = 0; t < engine.count; ++t) {
     const unsigned i = static_cast<unsigned>(t), x = launch.block.x, y = launch.block.y;
     engine.threads[t].index = {i % x, i / x % y, i / x / y};
@@ -315,7 +286,7 @@ void run(const Launch& launch, void (*body)(const void*), const void* context) {
   const int64_t xs = launch.grid.x, ys = launch.grid.y, blocks = xs * ys * launch.grid.z;
   std::vector<int64_t> order(static_cast<size_t>(blocks));
   std::iota(order.begin(), order.end(), 0);
-  if (engine.permuted) std::shuffle(order.begin(), order.end(), engine.random);
+  if (engine.seed != 0) engine.random.shuffle(order.data(), order.size());
   begin_launch();
   for (const int64_t i : order) {
     run_block({static_cast<unsigned>(i % xs), static_cast<unsigned>(i / xs % ys),
@@ -397,7 +368,5 @@ uint32_t lanes_running() {
   }
   return mask;
 }
-
-void* dynamic_shared() { return shared_memory; }
 
 }  // namespace simt
