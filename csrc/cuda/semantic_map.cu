@@ -1,0 +1,302 @@
+// semantic_map: the class with the greatest score of every pixel.
+//   in      mask logits [B, Q, h, w]   class probabilities p [B, Q, K + 1]   region [B, 2] or null
+//   out     labels [B, H, W]   scores [B, H, W] or null
+//   maths   sigmoid_first: s = sum_q p_qk sample(sigmoid(x_q)), summed at the grid's corners;
+//           else           s = sum_q p_qk sigmoid(sample(x_q)), summed at the pixels
+//   bounds  in a cell, sum_q p_qk min_q <= s_k <= sum_q p_qk max_q, over the large p_qk; the
+//           others count as 0 below and as their sum above. A class whose upper bound is less than
+//           the greatest lower bound wins nowhere in the cell; the rest are candidates
+//   plan    two launches. prepare: the large entries of every class, one warp each, and the tables
+//           of both axes. score: a block per tile of up to 4 x 16 cells, with the corners of all
+//           queries in shared memory. Classes that are a candidate nowhere in the tile are dropped;
+//           pixels of cells with one candidate get it; the other pixels, packed into full warps,
+//           are scored for the classes that are left, a group at a time:
+//             sigmoid_first   the group's scores at the corners, a product [K, Q] x [Q, corners] in
+//                             float32 FMA from and to shared memory, then sampled. With many large
+//                             entries the product is made for all classes, and its corners bound them
+//             else            one sampled sigmoid for kSums sums in registers
+//   ties    the lowest class. Every sum is in the order of the queries: the same bits on every run
+//   limits  queries that do not fit shared memory stay in global memory (not sigmoid_first) or pass
+//           through in parts; one bit a class must fit
+
+#include "cuda/semantic_map.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "cuda/launch.cuh"
+#include "cuda/semantic_score.cuh"
+
+namespace maskformer::cuda {
+namespace {
+
+constexpr float kSmallSum = 0.05f;   // of a class's probabilities that its bounds count as a sum
+constexpr int64_t kEntriesWork = 24;  // bounds from entries pay below 1 / kEntriesWork of all
+constexpr int32_t kGroupOfCorners = 64, kGroupOfPixels = 32;  // classes
+constexpr int32_t kPart = 256;                                // queries, where not all fit
+constexpr int64_t kPreferredShared = 72 * 1024;               // three blocks on an sm_90
+constexpr int64_t kMostSlices = 65535;
+
+__device__ float warp_sum(float value) {
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, lanes);
+  }
+  return value;
+}
+
+// The entries of one class: those from `cutoff` on, a power of two such that the others are few.
+__device__ void find_entries(const Arguments& a, int64_t row) {
+  const int64_t queries = a.shape.queries, stride = a.probs.classes + 1;
+  const int32_t lane = threadIdx.x % kWarp;
+  const float* prob = a.probs.all + row / a.probs.classes * queries * stride;
+  prob += row % a.probs.classes;
+  float cutoff = 2.0f, others = 0.0f;
+  do {
+    cutoff *= 0.5f;
+    float sum = 0.0f;
+    for (int64_t q = lane; q < queries; q += kWarp) {
+      const float p = prob[q * stride];
+      sum += p < cutoff ? p : 0.0f;
+    }
+    others = warp_sum(sum);
+  } while (others > kSmallSum);
+  Entry* entries = a.entries.of_class + row * queries;
+  int32_t count = 0;
+  for (int64_t start = 0; start < queries; start += kWarp) {
+    const int64_t q = start + lane;
+    const float p = q < queries ? prob[q * stride] : 0.0f;
+    const uint32_t large = __ballot_sync(kAllLanes, p >= cutoff);
+    if (p >= cutoff) {
+      entries[count + __popc(large & ((1u << lane) - 1))] = {static_cast<int32_t>(q), p};
+    }
+    count += __popc(large);
+  }
+  if (lane == 0) {
+    a.entries.count[row] = count;
+    a.entries.others[row] = others;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) prepare(const Arguments a, int64_t class_blocks) {
+  if (blockIdx.x < class_blocks) {
+    const int64_t row = int64_t{1} * blockIdx.x * kWarps + threadIdx.x / kWarp;
+    if (row < a.shape.images * a.probs.classes) find_entries(a, row);
+    return;
+  }
+  const int64_t index = (blockIdx.x - class_blocks) * kThreads + threadIdx.x;
+  if (index < axis_outputs(a.shape)) fill_axes(a.axes, a.logits.region, a.shape, index);
+}
+
+// Whether bounds from the large entries of the image pay. Ends with a barrier.
+__device__ bool has_few_entries(const Arguments& a, const Tile& t, const Shared& s) {
+  if (threadIdx.x == 0) s.counters->entries = 0;
+  __syncthreads();
+  int32_t sum = 0;
+  for (int64_t k = threadIdx.x; k < a.probs.classes; k += kThreads) {
+    sum += a.entries.count[t.image * a.probs.classes + k];
+  }
+  atomicAdd(&s.counters->entries, sum);
+  __syncthreads();
+  return int64_t{1} * s.counters->entries * kEntriesWork < a.shape.queries * a.probs.classes;
+}
+
+__device__ EntryBounds entry_bounds(const Arguments& a, const Tile& t, const Shared& s) {
+  const int64_t row = t.image * a.probs.classes;
+  return {a.entries.of_class + row * a.shape.queries, a.entries.count + row,
+          a.entries.others + row,
+          s.prob, static_cast<int32_t>(a.shape.queries), a.plan.corners, a.plan.corner_row()};
+}
+
+// Every class may win. Ends with a barrier.
+__device__ void all_live(const Arguments& a, const Shared& s) {
+  const int64_t classes = a.probs.classes;
+  for (int64_t i = threadIdx.x; i < words_of(classes); i += kThreads) {
+    s.live[i] = classes - 32 * i >= 32 ? kAllLanes : (1u << (classes - 32 * i)) - 1;
+  }
+  __syncthreads();
+}
+
+// The next group of classes. Begins and ends with a barrier.
+__device__ void list_group(const Arguments& a, const Shared& s, int32_t next) {
+  __syncthreads();
+  if (threadIdx.x < kWarp) {
+    const int32_t classes = static_cast<int32_t>(a.probs.classes);
+    const int32_t listed = list_bits(s.live, classes, next, a.plan.group, s.listed);
+    __syncwarp();
+    const int32_t end = listed > 0 ? s.listed[listed - 1] + 1 : classes;
+    const int32_t more = list_bits(s.live, classes, end, 1, s.chosen);
+    if (threadIdx.x == 0) {
+      s.counters->listed = listed;
+      s.counters->next = more > 0 ? end : classes;
+      if (next == 0) s.counters->undecided = 0;
+    }
+  }
+  __syncthreads();
+}
+
+// Which classes of the group may win by their scores at the corners: `chosen`. Ends with a barrier.
+__device__ void choose(const Arguments& a, const Shared& s, bool first) {
+  const CornerBounds bounds{s.score, a.plan.corners, a.plan.corner_row()};
+  const int32_t listed = s.counters->listed;
+  find_candidates(a.plan, s, bounds, listed, s.live_here, first);
+  if (threadIdx.x < kWarp) {
+    const int32_t chosen = list_bits(s.live_here, listed, 0, listed, s.chosen);
+    if (threadIdx.x == 0) s.counters->chosen = chosen;
+  }
+  __syncthreads();
+}
+
+template <bool SigmoidFirst>
+__device__ void score_undecided(const Arguments& a, const Tile& t, const Shared& s,
+                                const Chunk& chunk, const int32_t* chosen, bool first, bool last) {
+  for (int32_t i = threadIdx.x; i < s.counters->undecided; i += kThreads) {
+    const Pixel p = pixel_of(t, chunk, s.undecided[i]);
+    Best best;
+    if (!first) best = {s.best_score[i], s.best_label[i]};
+    score_pixel<SigmoidFirst>(a, t, s, p, chosen, best);
+    if (last) {
+      write(a, t, p, best);
+    } else {
+      s.best_score[i] = best.score;
+      s.best_label[i] = best.label;
+    }
+  }
+}
+
+// All groups of classes, for one chunk after the other. `by_entries`: cells know their candidates.
+template <bool SigmoidFirst>
+__device__ void score_chunks(const Arguments& a, const Tile& t, const Shared& s, bool by_entries) {
+  const bool by_corners = SigmoidFirst && a.bounded && !by_entries;
+  const int64_t step = int64_t{1} * gridDim.y * kPixels;
+  bool ready = false;  // the only group is
+  for (int64_t start = int64_t{1} * blockIdx.y * kPixels; start < t.pixels(); start += step) {
+    const Chunk chunk = chunk_of(t, start);
+    for (int32_t next = 0; next < a.probs.classes;) {
+      list_group(a, s, next);
+      const bool first = next == 0, last = s.counters->next == a.probs.classes;
+      next = s.counters->next;
+      if (!ready) {
+        if (SigmoidFirst) {
+          score_corners(a, t, s);
+        } else if (a.plan.resident > 0) {
+          stage_probabilities(a, t, s, 0, static_cast<int32_t>(a.shape.queries));
+          __syncthreads();
+        }
+        if (by_corners) choose(a, s, first);
+      }
+      ready = first && last;
+      if (first) {
+        const bool decided = a.map.scores == nullptr && (by_entries || (by_corners && last));
+        write_decided(a, t, s, chunk, decided, by_corners ? s.listed : nullptr);
+      }
+      score_undecided<SigmoidFirst>(a, t, s, chunk, by_corners ? s.chosen : nullptr, first, last);
+    }
+  }
+}
+
+template <bool SigmoidFirst>
+__global__ void __launch_bounds__(kThreads, 3) score_tiles(const Arguments a) {
+  const Tile t = tile_of_block(a);
+  if (t.pixels() <= int64_t{1} * blockIdx.y * kPixels) return;
+  Arena arena(dynamic_shared<std::byte>());
+  const Shared s =
+      lay_out_shared(arena, a.plan, a.shape.queries, a.probs.classes, SigmoidFirst);
+  const bool resident = a.plan.resident == a.shape.queries;
+  if (resident) load_queries<SigmoidFirst>(a, t, s, 0, a.plan.resident);
+  const bool by_entries = a.bounded && resident && (!SigmoidFirst || has_few_entries(a, t, s));
+  if (by_entries) {
+    const int32_t classes = static_cast<int32_t>(a.probs.classes);
+    find_candidates(a.plan, s, entry_bounds(a, t, s), classes, s.live, true);
+  } else {
+    all_live(a, s);
+  }
+  score_chunks<SigmoidFirst>(a, t, s, by_entries);
+}
+
+int64_t shared_bytes(const Plan& plan, const MapShape& shape, int64_t classes,
+                     bool sigmoid_first) {
+  Arena arena(nullptr);
+  lay_out_shared(arena, plan, shape.queries, classes, sigmoid_first);
+  return arena.used();
+}
+
+// A tile of these cells with `resident` queries.
+Plan plan_with(int32_t rows, int32_t columns, int32_t resident, int32_t group,
+               const MapShape& shape, int64_t classes, bool sigmoid_first) {
+  Plan plan{};
+  plan.rows = rows;
+  plan.columns = columns;
+  plan.corners = static_cast<int32_t>(ceil_div((rows + 1) * (columns + 1), kQuad) * kQuad);
+  for (plan.slots = 1; plan.slots < plan.corners;) plan.slots *= 2;
+  plan.resident = resident;
+  plan.group = std::min(group, static_cast<int32_t>(ceil_div(classes, kSums) * kSums));
+  plan.down = ceil_div(shape.rows, rows);
+  plan.across = ceil_div(shape.columns, columns);
+  const int64_t pixels = ceil_div(rows * shape.height, shape.rows) *
+                         ceil_div(columns * shape.width, shape.columns);
+  plan.slices = std::min<int64_t>(ceil_div(pixels, kPixels), kMostSlices);
+  plan.shared_bytes = shared_bytes(plan, shape, classes, sigmoid_first);
+  return plan;
+}
+
+// The largest tile whose pixels are scored at once and that fits shared memory; if none does, one
+// that does without all queries.
+Plan plan_of(const MapShape& shape, int64_t classes, bool sigmoid_first) {
+  constexpr int32_t kTiles[][2] = {{4, 16}, {2, 16}, {2, 8}, {2, 4}, {1, 4}, {1, 1}};
+  const int64_t most = most_shared_bytes();
+  const int32_t queries = static_cast<int32_t>(shape.queries);
+  const int32_t group = sigmoid_first ? kGroupOfCorners : kGroupOfPixels;
+  for (const int64_t budget : {std::min(kPreferredShared, most), most}) {
+    for (const auto& [rows, columns] : kTiles) {
+      const Plan plan =
+          plan_with(rows, columns, queries, group, shape, classes, sigmoid_first);
+      const bool one_slice = plan.slices == 1 || plan.columns == 1;
+      if (one_slice && plan.shared_bytes <= budget) return plan;
+    }
+  }
+  const int32_t resident = sigmoid_first ? std::min(queries, kPart) : 0;
+  const Plan plan = plan_with(1, 4, resident, kSums, shape, classes, sigmoid_first);
+  if (plan.shared_bytes <= most) return plan;
+  throw std::invalid_argument("semantic_map: " + std::to_string(classes) +
+                              " classes do not fit the shared memory of a block");
+}
+
+struct Workspace {
+  MapAxes axes;
+  Entries entries;
+};
+
+Workspace lay_out(Arena& arena, const MapShape& shape, int64_t classes) {
+  const int64_t rows = shape.images * classes;
+  return {lay_out_axes(arena, shape),
+          {arena.take<Entry>(rows * shape.queries), arena.take<int32_t>(rows),
+           arena.take<float>(rows)}};
+}
+
+}  // namespace
+
+int64_t semantic_map_workspace(const MapShape& shape, int64_t classes) {
+  Arena arena(nullptr);
+  lay_out(arena, shape, classes);
+  return arena.used();
+}
+
+void semantic_map(const MaskLogits& logits, const ClassProbabilities& probs, const LabelMap& map,
+                  const MapShape& shape, bool sigmoid_first, std::byte* workspace, Stream stream) {
+  if (shape.images == 0) return;
+  Arena arena(workspace);
+  const Workspace w = lay_out(arena, shape, probs.classes);
+  const Arguments a{logits, probs,     map,
+                    shape,  w.axes,    w.entries,
+                    pays_to_bound(shape), plan_of(shape, probs.classes, sigmoid_first)};
+  const int64_t class_blocks = a.bounded ? ceil_div(shape.images * probs.classes, kWarps) : 0;
+  const int64_t axis_blocks = ceil_div(axis_outputs(shape), kThreads);
+  launch("semantic_map: prepare", prepare, blocks(class_blocks + axis_blocks), kThreads, 0, stream,
+         a, class_blocks);
+  const dim3 grid(blocks(shape.images * a.plan.down * a.plan.across),
+                  static_cast<unsigned>(a.plan.slices));
+  launch("semantic_map", sigmoid_first ? score_tiles<true> : score_tiles<false>, grid, kThreads,
+         a.plan.shared_bytes, stream, a);
+}
+
+}  // namespace maskformer::cuda

@@ -1,0 +1,260 @@
+// How pixels are scored, a group of classes at a time: for semantic_map.cu.
+#pragma once
+
+#include "cuda/semantic_tile.cuh"
+
+namespace maskformer::cuda {
+namespace {
+
+// The classes of the group, in whole kSums.
+__device__ inline int32_t padded_group(const Shared& s) {
+  return (s.counters->listed + kSums - 1) / kSums * kSums;
+}
+
+// Probabilities of the group's classes, of `count` queries: staged [count, padded], 0 in the pad.
+__device__ inline void stage_probabilities(const Arguments& a, const Tile& t, const Shared& s,
+                                    int64_t first, int32_t count) {
+  const int32_t padded = padded_group(s);
+  const float* from = a.probs.all + (t.image * a.shape.queries + first) * (a.probs.classes + 1);
+  for (int32_t i = threadIdx.x; i < count * padded; i += kThreads) {
+    const int32_t q = i / padded, j = i % padded;
+    s.staged[i] = j < s.counters->listed ? from[q * (a.probs.classes + 1) + s.listed[j]] : 0.0f;
+  }
+}
+
+// score[j, corner] += sum_q staged[q, j] * value[q, corner]; a thread sums Classes x kQuad of them.
+template <int Classes>
+__device__ void add_product(const Plan& plan, const float* value, const float* staged,
+                            float* score, int32_t queries, int32_t padded, bool first) {
+  const int32_t quads = plan.corners / kQuad;
+  for (int32_t item = threadIdx.x; item < padded / Classes * quads; item += kThreads) {
+    const int32_t j = item / quads * Classes, corner = item % quads * kQuad;
+    float* out = score + j * plan.corners + corner;
+    float sum[Classes][kQuad];
+    for (int c = 0; c < Classes; ++c) {
+      for (int x = 0; x < kQuad; ++x) sum[c][x] = first ? 0.0f : out[c * plan.corners + x];
+    }
+#pragma unroll 2
+    for (int32_t q = 0; q < queries; ++q) {
+      const float4 v = *reinterpret_cast<const float4*>(value + q * plan.corners + corner);
+      for (int c = 0; c < Classes; c += 2) {
+        const float2 p = *reinterpret_cast<const float2*>(staged + q * padded + j + c);
+        sum[c][0] = fmaf(p.x, v.x, sum[c][0]);
+        sum[c][1] = fmaf(p.x, v.y, sum[c][1]);
+        sum[c][2] = fmaf(p.x, v.z, sum[c][2]);
+        sum[c][3] = fmaf(p.x, v.w, sum[c][3]);
+        sum[c + 1][0] = fmaf(p.y, v.x, sum[c + 1][0]);
+        sum[c + 1][1] = fmaf(p.y, v.y, sum[c + 1][1]);
+        sum[c + 1][2] = fmaf(p.y, v.z, sum[c + 1][2]);
+        sum[c + 1][3] = fmaf(p.y, v.w, sum[c + 1][3]);
+      }
+    }
+    for (int c = 0; c < Classes; ++c) {
+      for (int x = 0; x < kQuad; ++x) out[c * plan.corners + x] = sum[c][x];
+    }
+  }
+}
+
+// The group's scores at the corners. Ends with a barrier.
+__device__ inline void score_corners(const Arguments& a, const Tile& t, const Shared& s) {
+  constexpr int kFew = 16;  // classes that larger pieces would leave to few threads
+  const int32_t queries = static_cast<int32_t>(a.shape.queries);
+  const int32_t padded = padded_group(s), step = min(a.plan.resident, kStaged / padded);
+  for (int32_t first = 0, count; first < queries; first += count) {
+    const int32_t part = first % a.plan.resident;
+    count = min(min(step, a.plan.resident - part), queries - first);
+    if (first > 0) __syncthreads();
+    if (part == 0 && a.plan.resident < queries) {
+      load_queries<true>(a, t, s, first, min(a.plan.resident, queries - first));
+    }
+    stage_probabilities(a, t, s, first, count);
+    __syncthreads();
+    const float* value = s.value + part * a.plan.corners;
+    if (padded <= kFew) {
+      add_product<2>(a.plan, value, s.staged, s.score, count, padded, first == 0);
+    } else {
+      add_product<kSums>(a.plan, value, s.staged, s.score, count, padded, first == 0);
+    }
+  }
+  __syncthreads();
+}
+
+// The pixels of a tile that are scored at a time, row by row.
+struct Chunk {
+  int32_t top, left;  // the first one
+  int32_t pixels;
+};
+
+__device__ inline Chunk chunk_of(const Tile& t, int64_t first) {
+  return {static_cast<int32_t>(t.top + first / t.width),
+          static_cast<int32_t>(first % t.width),
+          static_cast<int32_t>(min(t.pixels() - first, static_cast<int64_t>(kPixels)))};
+}
+
+// A pixel of the tile.
+struct Pixel {
+  int32_t y, x;                   // of the map
+  int32_t cell_row, cell_column;  // of the tile
+};
+
+__device__ inline Pixel pixel_of(const Tile& t, const Chunk& chunk, int32_t index) {
+  const int32_t along = chunk.left + index;
+  Pixel p{};
+  p.y = chunk.top + along / t.width;
+  p.x = t.left + along % t.width;
+  p.cell_row = t.rows.low[p.y] - t.row;
+  p.cell_column = t.columns.low[p.x] - t.column;
+  return p;
+}
+
+struct Best {
+  float score = -1.0f;
+  int32_t label = 0;
+
+  __device__ void compete(float other, int32_t its_label) {
+    const bool better = other > score;
+    score = better ? other : score;
+    label = better ? its_label : label;
+  }
+};
+
+__device__ inline void write(const Arguments& a, const Tile& t, const Pixel& p, const Best& best) {
+  const int64_t at = (t.image * a.shape.height + p.y) * a.shape.width + p.x;
+  const int32_t label = best.label;
+  switch (a.map.bytes) {
+    case 1:
+      static_cast<uint8_t*>(a.map.labels)[at] = static_cast<uint8_t>(label);
+      break;
+    case 2:
+      static_cast<uint16_t*>(a.map.labels)[at] = static_cast<uint16_t>(label);
+      break;
+    case 4:
+      static_cast<int32_t*>(a.map.labels)[at] = label;
+      break;
+    default:
+      static_cast<int64_t*>(a.map.labels)[at] = label;
+  }
+  if (a.map.scores != nullptr) a.map.scores[at] = best.score;
+}
+
+// Writes the pixels of decided cells and lists the others. `classes` names the candidates, if they
+// are not their own names. Ends with a barrier.
+__device__ inline void write_decided(const Arguments& a, const Tile& t, const Shared& s,
+                              const Chunk& chunk, bool decided, const int32_t* classes) {
+  const int32_t lane = threadIdx.x % kWarp;
+  for (int32_t base = threadIdx.x - lane; base < chunk.pixels; base += kThreads) {
+    bool listed = base + lane < chunk.pixels;
+    if (decided && listed) {
+      const Pixel p = pixel_of(t, chunk, base + lane);
+      const int32_t cell = p.cell_row * a.plan.columns + p.cell_column;
+      listed = s.count[cell] != 1;
+      const int32_t last = s.last[cell];
+      if (!listed) write(a, t, p, {0.0f, classes == nullptr ? last : classes[last]});
+    }
+    const uint32_t all = __ballot_sync(kAllLanes, listed);
+    int32_t at = 0;
+    if (lane == 0) at = atomicAdd(&s.counters->undecided, __popc(all));
+    at = __shfl_sync(kAllLanes, at, 0) + __popc(all & ((1u << lane) - 1));
+    if (listed) s.undecided[at] = static_cast<uint16_t>(base + lane);
+  }
+  __syncthreads();
+}
+
+// The logits of all queries around one pixel, and the group's probabilities; in shared memory.
+struct SharedQueries {
+  const float* corner;
+  const float* staged;
+  int32_t corners, row, padded;
+  float down, right;
+
+  __device__ float logit(int64_t q) const {
+    return sample(corner + q * corners, row, down, right);
+  }
+  __device__ float prob(int64_t q, int32_t j) const { return staged[q * padded + j]; }
+};
+
+// The same in global memory.
+template <typename Item>
+struct GlobalQueries {
+  const Item* grid;
+  const float* probs;
+  const int32_t* listed;
+  CellOffsets cell;
+  int64_t area, stride;
+  int32_t count;
+  float down, right;
+
+  __device__ float logit(int64_t q) const {
+    return sample(load_corners(grid + q * area, cell), down, right);
+  }
+  __device__ float prob(int64_t q, int32_t j) const {
+    return probs[q * stride + listed[min(j, count - 1)]];
+  }
+};
+
+// Probabilities sampled, then summed.
+template <typename Queries>
+__device__ void score_from_queries(const Queries& from, const Shared& s, int64_t queries,
+                                   Best& best) {
+  for (int32_t j = 0; j < s.counters->listed; j += kSums) {
+    float sum[kSums] = {};
+    for (int64_t q = 0; q < queries; ++q) {
+      const float p = probability(from.logit(q));
+#pragma unroll
+      for (int c = 0; c < kSums; ++c) sum[c] = fmaf(from.prob(q, j + c), p, sum[c]);
+    }
+#pragma unroll
+    for (int c = 0; c < kSums; ++c) {
+      if (j + c < s.counters->listed) best.compete(sum[c], s.listed[j + c]);
+    }
+  }
+}
+
+template <typename Item>
+__device__ void score_from_global(const Arguments& a, const Tile& t, const Shared& s,
+                                  const Pixel& p, float down, float right, Best& best) {
+  const int64_t area = a.shape.rows * a.shape.columns, stride = a.probs.classes + 1;
+  const int32_t row = t.row + p.cell_row, column = t.column + p.cell_column;
+  const CellOffsets cell{row * a.shape.columns + column,
+                         row + 1 < t.rows.cells ? a.shape.columns : 0,
+                         column + 1 < t.columns.cells ? 1 : 0};
+  const GlobalQueries<Item> from{
+      static_cast<const Item*>(a.logits.data) + t.image * a.shape.queries * area,
+      a.probs.all + t.image * a.shape.queries * stride,
+      s.listed,
+      cell,
+      area,
+      stride,
+      s.counters->listed,
+      down,
+      right};
+  score_from_queries(from, s, a.shape.queries, best);
+}
+
+// Scores the group at one pixel. `chosen`: places of its classes, or null for all.
+template <bool SigmoidFirst>
+__device__ void score_pixel(const Arguments& a, const Tile& t, const Shared& s, const Pixel& p,
+                            const int32_t* chosen, Best& best) {
+  const float down = t.rows.weight[p.y], right = t.columns.weight[p.x];
+  const int32_t row = a.plan.corner_row(), corner = p.cell_row * row + p.cell_column;
+  if (SigmoidFirst) {
+    const int32_t count = chosen == nullptr ? s.counters->listed : s.counters->chosen;
+    for (int32_t i = 0; i < count; ++i) {
+      const int32_t j = chosen == nullptr ? i : chosen[i];
+      best.compete(sample(s.score + j * a.plan.corners + corner, row, down, right), s.listed[j]);
+    }
+  } else if (a.plan.resident > 0) {
+    const SharedQueries from{s.value + corner, s.staged, a.plan.corners, row, padded_group(s),
+                             down,             right};
+    score_from_queries(from, s, a.shape.queries, best);
+  } else if (a.logits.type == FloatType::float32) {
+    score_from_global<float>(a, t, s, p, down, right, best);
+  } else if (a.logits.type == FloatType::float16) {
+    score_from_global<Float16>(a, t, s, p, down, right, best);
+  } else {
+    score_from_global<BFloat16>(a, t, s, p, down, right, best);
+  }
+}
+
+}  // namespace
+}  // namespace maskformer::cuda
