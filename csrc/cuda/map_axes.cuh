@@ -11,23 +11,20 @@
 namespace maskformer::cuda {
 namespace {
 
-// One image's axis.
-struct Axis {
-  int32_t cells;
-  const int32_t* low;    // [size]
-  const float* weight;   // [size]
-  const int32_t* first;  // [cells + 1] outputs [first[c], first[c + 1]) lie in cell c
-};
-
 struct AxisTable {
   int64_t size, cells;
   int32_t* low;    // [B, size]
   float* weight;   // [B, size]
-  int32_t* first;  // [B, cells + 1]
+  int32_t* first;  // [B, cells + 1] outputs [first[c], first[c + 1]) lie in cell c
 
-  __device__ Axis of_image(int64_t image, double extent) const {
-    return {static_cast<int32_t>(cells_within(extent)), low + image * size, weight + image * size,
-            first + image * (cells + 1)};
+  __device__ int32_t low_at(int64_t image, int32_t output) const {
+    return low[image * size + output];
+  }
+  __device__ float weight_at(int64_t image, int32_t output) const {
+    return weight[image * size + output];
+  }
+  __device__ int32_t first_in(int64_t image, int32_t cell) const {
+    return first[image * (cells + 1) + cell];
   }
 };
 
@@ -53,11 +50,11 @@ MASKFORMER_HD int64_t axis_outputs(const MapShape& shape) {
 // Output i of one image, and the cells whose first output it is.
 __device__ inline void fill_output(const AxisTable& table, int64_t image, int64_t i,
                                    double extent) {
+  const int64_t before = i == 0 ? -1 : bilinear_source(i - 1, table.size, extent).low;
   const Source source = bilinear_source(i, table.size, extent);
   table.low[image * table.size + i] = static_cast<int32_t>(source.low);
   table.weight[image * table.size + i] = source.weight;
   int32_t* first = table.first + image * (table.cells + 1);
-  const int64_t before = i == 0 ? -1 : bilinear_source(i - 1, table.size, extent).low;
   for (int64_t cell = before + 1; cell <= source.low; ++cell) first[cell] = static_cast<int32_t>(i);
   if (i + 1 < table.size) return;
   const int64_t end = cells_within(extent);

@@ -13,24 +13,24 @@
 //           are scored for the classes that are left, a group at a time:
 //             sigmoid_first   the group's scores at the corners, a product [K, Q] x [Q, corners] in
 //                             float32 FMA from and to shared memory, then sampled. With many large
-//                             entries the product is made for all classes, and its corners bound them
+//                             entries the product is made for all classes, and its corners bound
+//                             them
 //             else            one sampled sigmoid for kSums sums in registers
 //   ties    the lowest class. Every sum is in the order of the queries: the same bits on every run
 //   limits  queries that do not fit shared memory stay in global memory (not sigmoid_first) or pass
 //           through in parts; one bit a class must fit
 
-#include "cuda/semantic_map.hpp"
-
 #include <algorithm>
 #include <stdexcept>
 
 #include "cuda/launch.cuh"
+#include "cuda/semantic_map.hpp"
 #include "cuda/semantic_score.cuh"
 
 namespace maskformer::cuda {
 namespace {
 
-constexpr float kSmallSum = 0.05f;   // of a class's probabilities that its bounds count as a sum
+constexpr float kSmallSum = 0.05f;    // of a class's probabilities that its bounds count as a sum
 constexpr int64_t kEntriesWork = 24;  // bounds from entries pay below 1 / kEntriesWork of all
 constexpr int32_t kGroupOfCorners = 64, kGroupOfPixels = 32;  // classes
 constexpr int32_t kPart = 256;                                // queries, where not all fit
@@ -102,9 +102,13 @@ __device__ bool has_few_entries(const Arguments& a, const Tile& t, const Shared&
 
 __device__ EntryBounds entry_bounds(const Arguments& a, const Tile& t, const Shared& s) {
   const int64_t row = t.image * a.probs.classes;
-  return {a.entries.of_class + row * a.shape.queries, a.entries.count + row,
+  return {a.entries.of_class + row * a.shape.queries,
+          a.entries.count + row,
           a.entries.others + row,
-          s.prob, static_cast<int32_t>(a.shape.queries), a.plan.corners, a.plan.corner_row()};
+          s.prob,
+          static_cast<int32_t>(a.shape.queries),
+          a.plan.corners,
+          a.plan.corner_row()};
 }
 
 // Every class may win. Ends with a barrier.
@@ -146,14 +150,14 @@ __device__ void choose(const Arguments& a, const Shared& s, bool first) {
   __syncthreads();
 }
 
-template <bool SigmoidFirst>
+template <Method Way>
 __device__ void score_undecided(const Arguments& a, const Tile& t, const Shared& s,
                                 const Chunk& chunk, const int32_t* chosen, bool first, bool last) {
   for (int32_t i = threadIdx.x; i < s.counters->undecided; i += kThreads) {
-    const Pixel p = pixel_of(t, chunk, s.undecided[i]);
+    const Pixel p = pixel_of(a, t, chunk, s.undecided[i]);
     Best best;
     if (!first) best = {s.best_score[i], s.best_label[i]};
-    score_pixel<SigmoidFirst>(a, t, s, p, chosen, best);
+    score_pixel<Way>(a, t, s, p, chosen, best);
     if (last) {
       write(a, t, p, best);
     } else {
@@ -164,9 +168,9 @@ __device__ void score_undecided(const Arguments& a, const Tile& t, const Shared&
 }
 
 // All groups of classes, for one chunk after the other. `by_entries`: cells know their candidates.
-template <bool SigmoidFirst>
+template <Method Way>
 __device__ void score_chunks(const Arguments& a, const Tile& t, const Shared& s, bool by_entries) {
-  const bool by_corners = SigmoidFirst && a.bounded && !by_entries;
+  const bool by_corners = Way == Method::corners && a.bounded && !by_entries;
   const int64_t step = int64_t{1} * gridDim.y * kPixels;
   bool ready = false;  // the only group is
   for (int64_t start = int64_t{1} * blockIdx.y * kPixels; start < t.pixels(); start += step) {
@@ -176,9 +180,9 @@ __device__ void score_chunks(const Arguments& a, const Tile& t, const Shared& s,
       const bool first = next == 0, last = s.counters->next == a.probs.classes;
       next = s.counters->next;
       if (!ready) {
-        if (SigmoidFirst) {
+        if (Way == Method::corners) {
           score_corners(a, t, s);
-        } else if (a.plan.resident > 0) {
+        } else if (Way == Method::pixels) {
           stage_probabilities(a, t, s, 0, static_cast<int32_t>(a.shape.queries));
           __syncthreads();
         }
@@ -189,35 +193,28 @@ __device__ void score_chunks(const Arguments& a, const Tile& t, const Shared& s,
         const bool decided = a.map.scores == nullptr && (by_entries || (by_corners && last));
         write_decided(a, t, s, chunk, decided, by_corners ? s.listed : nullptr);
       }
-      score_undecided<SigmoidFirst>(a, t, s, chunk, by_corners ? s.chosen : nullptr, first, last);
+      score_undecided<Way>(a, t, s, chunk, by_corners ? s.chosen : nullptr, first, last);
     }
   }
 }
 
-template <bool SigmoidFirst>
+template <Method Way>
 __global__ void __launch_bounds__(kThreads, 3) score_tiles(const Arguments a) {
   const Tile t = tile_of_block(a);
   if (t.pixels() <= int64_t{1} * blockIdx.y * kPixels) return;
-  Arena arena(dynamic_shared<std::byte>());
-  const Shared s =
-      lay_out_shared(arena, a.plan, a.shape.queries, a.probs.classes, SigmoidFirst);
-  const bool resident = a.plan.resident == a.shape.queries;
-  if (resident) load_queries<SigmoidFirst>(a, t, s, 0, a.plan.resident);
-  const bool by_entries = a.bounded && resident && (!SigmoidFirst || has_few_entries(a, t, s));
+  const Shared s = shared_of(a.plan.layout);
+  bool by_entries = false;
+  if (Way != Method::global && a.plan.resident == a.shape.queries) {
+    load_queries<Way>(a, t, s, 0, a.plan.resident);
+    by_entries = a.bounded && (Way == Method::pixels || has_few_entries(a, t, s));
+  }
   if (by_entries) {
     const int32_t classes = static_cast<int32_t>(a.probs.classes);
     find_candidates(a.plan, s, entry_bounds(a, t, s), classes, s.live, true);
   } else {
     all_live(a, s);
   }
-  score_chunks<SigmoidFirst>(a, t, s, by_entries);
-}
-
-int64_t shared_bytes(const Plan& plan, const MapShape& shape, int64_t classes,
-                     bool sigmoid_first) {
-  Arena arena(nullptr);
-  lay_out_shared(arena, plan, shape.queries, classes, sigmoid_first);
-  return arena.used();
+  score_chunks<Way>(a, t, s, by_entries);
 }
 
 // A tile of these cells with `resident` queries.
@@ -232,10 +229,10 @@ Plan plan_with(int32_t rows, int32_t columns, int32_t resident, int32_t group,
   plan.group = std::min(group, static_cast<int32_t>(ceil_div(classes, kSums) * kSums));
   plan.down = ceil_div(shape.rows, rows);
   plan.across = ceil_div(shape.columns, columns);
-  const int64_t pixels = ceil_div(rows * shape.height, shape.rows) *
-                         ceil_div(columns * shape.width, shape.columns);
+  const int64_t pixels =
+      ceil_div(rows * shape.height, shape.rows) * ceil_div(columns * shape.width, shape.columns);
   plan.slices = std::min<int64_t>(ceil_div(pixels, kPixels), kMostSlices);
-  plan.shared_bytes = shared_bytes(plan, shape, classes, sigmoid_first);
+  lay_out_shared(plan, shape.queries, classes, sigmoid_first);
   return plan;
 }
 
@@ -248,8 +245,7 @@ Plan plan_of(const MapShape& shape, int64_t classes, bool sigmoid_first) {
   const int32_t group = sigmoid_first ? kGroupOfCorners : kGroupOfPixels;
   for (const int64_t budget : {std::min(kPreferredShared, most), most}) {
     for (const auto& [rows, columns] : kTiles) {
-      const Plan plan =
-          plan_with(rows, columns, queries, group, shape, classes, sigmoid_first);
+      const Plan plan = plan_with(rows, columns, queries, group, shape, classes, sigmoid_first);
       const bool one_slice = plan.slices == 1 || plan.columns == 1;
       if (one_slice && plan.shared_bytes <= budget) return plan;
     }
@@ -286,17 +282,24 @@ void semantic_map(const MaskLogits& logits, const ClassProbabilities& probs, con
   if (shape.images == 0) return;
   Arena arena(workspace);
   const Workspace w = lay_out(arena, shape, probs.classes);
-  const Arguments a{logits, probs,     map,
-                    shape,  w.axes,    w.entries,
-                    pays_to_bound(shape), plan_of(shape, probs.classes, sigmoid_first)};
+  const Arguments a{logits,
+                    probs,
+                    map,
+                    shape,
+                    w.axes,
+                    w.entries,
+                    pays_to_bound(shape),
+                    plan_of(shape, probs.classes, sigmoid_first)};
   const int64_t class_blocks = a.bounded ? ceil_div(shape.images * probs.classes, kWarps) : 0;
   const int64_t axis_blocks = ceil_div(axis_outputs(shape), kThreads);
   launch("semantic_map: prepare", prepare, blocks(class_blocks + axis_blocks), kThreads, 0, stream,
          a, class_blocks);
   const dim3 grid(blocks(shape.images * a.plan.down * a.plan.across),
                   static_cast<unsigned>(a.plan.slices));
-  launch("semantic_map", sigmoid_first ? score_tiles<true> : score_tiles<false>, grid, kThreads,
-         a.plan.shared_bytes, stream, a);
+  const auto kernel = sigmoid_first         ? score_tiles<Method::corners>
+                      : a.plan.resident > 0 ? score_tiles<Method::pixels>
+                                            : score_tiles<Method::global>;
+  launch("semantic_map", kernel, grid, kThreads, a.plan.shared_bytes, stream, a);
 }
 
 }  // namespace maskformer::cuda

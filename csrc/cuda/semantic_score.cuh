@@ -13,7 +13,7 @@ __device__ inline int32_t padded_group(const Shared& s) {
 
 // Probabilities of the group's classes, of `count` queries: staged [count, padded], 0 in the pad.
 __device__ inline void stage_probabilities(const Arguments& a, const Tile& t, const Shared& s,
-                                    int64_t first, int32_t count) {
+                                           int64_t first, int32_t count) {
   const int32_t padded = padded_group(s);
   const float* from = a.probs.all + (t.image * a.shape.queries + first) * (a.probs.classes + 1);
   for (int32_t i = threadIdx.x; i < count * padded; i += kThreads) {
@@ -24,8 +24,8 @@ __device__ inline void stage_probabilities(const Arguments& a, const Tile& t, co
 
 // score[j, corner] += sum_q staged[q, j] * value[q, corner]; a thread sums Classes x kQuad of them.
 template <int Classes>
-__device__ void add_product(const Plan& plan, const float* value, const float* staged,
-                            float* score, int32_t queries, int32_t padded, bool first) {
+__device__ void add_product(const Plan& plan, const float* value, const float* staged, float* score,
+                            int32_t queries, int32_t padded, bool first) {
   const int32_t quads = plan.corners / kQuad;
   for (int32_t item = threadIdx.x; item < padded / Classes * quads; item += kThreads) {
     const int32_t j = item / quads * Classes, corner = item % quads * kQuad;
@@ -34,7 +34,7 @@ __device__ void add_product(const Plan& plan, const float* value, const float* s
     for (int c = 0; c < Classes; ++c) {
       for (int x = 0; x < kQuad; ++x) sum[c][x] = first ? 0.0f : out[c * plan.corners + x];
     }
-#pragma unroll 2
+#pragma unroll 1
     for (int32_t q = 0; q < queries; ++q) {
       const float4 v = *reinterpret_cast<const float4*>(value + q * plan.corners + corner);
       for (int c = 0; c < Classes; c += 2) {
@@ -65,7 +65,7 @@ __device__ inline void score_corners(const Arguments& a, const Tile& t, const Sh
     count = min(min(step, a.plan.resident - part), queries - first);
     if (first > 0) __syncthreads();
     if (part == 0 && a.plan.resident < queries) {
-      load_queries<true>(a, t, s, first, min(a.plan.resident, queries - first));
+      load_queries<Method::corners>(a, t, s, first, min(a.plan.resident, queries - first));
     }
     stage_probabilities(a, t, s, first, count);
     __syncthreads();
@@ -86,8 +86,7 @@ struct Chunk {
 };
 
 __device__ inline Chunk chunk_of(const Tile& t, int64_t first) {
-  return {static_cast<int32_t>(t.top + first / t.width),
-          static_cast<int32_t>(first % t.width),
+  return {static_cast<int32_t>(t.top + first / t.width), static_cast<int32_t>(first % t.width),
           static_cast<int32_t>(min(t.pixels() - first, static_cast<int64_t>(kPixels)))};
 }
 
@@ -97,13 +96,14 @@ struct Pixel {
   int32_t cell_row, cell_column;  // of the tile
 };
 
-__device__ inline Pixel pixel_of(const Tile& t, const Chunk& chunk, int32_t index) {
+__device__ inline Pixel pixel_of(const Arguments& a, const Tile& t, const Chunk& chunk,
+                                 int32_t index) {
   const int32_t along = chunk.left + index;
   Pixel p{};
   p.y = chunk.top + along / t.width;
   p.x = t.left + along % t.width;
-  p.cell_row = t.rows.low[p.y] - t.row;
-  p.cell_column = t.columns.low[p.x] - t.column;
+  p.cell_row = a.axes.rows.low_at(t.image, p.y) - t.row;
+  p.cell_column = a.axes.columns.low_at(t.image, p.x) - t.column;
   return p;
 }
 
@@ -140,12 +140,12 @@ __device__ inline void write(const Arguments& a, const Tile& t, const Pixel& p, 
 // Writes the pixels of decided cells and lists the others. `classes` names the candidates, if they
 // are not their own names. Ends with a barrier.
 __device__ inline void write_decided(const Arguments& a, const Tile& t, const Shared& s,
-                              const Chunk& chunk, bool decided, const int32_t* classes) {
+                                     const Chunk& chunk, bool decided, const int32_t* classes) {
   const int32_t lane = threadIdx.x % kWarp;
   for (int32_t base = threadIdx.x - lane; base < chunk.pixels; base += kThreads) {
     bool listed = base + lane < chunk.pixels;
     if (decided && listed) {
-      const Pixel p = pixel_of(t, chunk, base + lane);
+      const Pixel p = pixel_of(a, t, chunk, base + lane);
       const int32_t cell = p.cell_row * a.plan.columns + p.cell_column;
       listed = s.count[cell] != 1;
       const int32_t last = s.last[cell];
@@ -167,9 +167,7 @@ struct SharedQueries {
   int32_t corners, row, padded;
   float down, right;
 
-  __device__ float logit(int64_t q) const {
-    return sample(corner + q * corners, row, down, right);
-  }
+  __device__ float logit(int64_t q) const { return sample(corner + q * corners, row, down, right); }
   __device__ float prob(int64_t q, int32_t j) const { return staged[q * padded + j]; }
 };
 
@@ -215,9 +213,8 @@ __device__ void score_from_global(const Arguments& a, const Tile& t, const Share
                                   const Pixel& p, float down, float right, Best& best) {
   const int64_t area = a.shape.rows * a.shape.columns, stride = a.probs.classes + 1;
   const int32_t row = t.row + p.cell_row, column = t.column + p.cell_column;
-  const CellOffsets cell{row * a.shape.columns + column,
-                         row + 1 < t.rows.cells ? a.shape.columns : 0,
-                         column + 1 < t.columns.cells ? 1 : 0};
+  const CellOffsets cell{row * a.shape.columns + column, row < t.last_row ? a.shape.columns : 0,
+                         column < t.last_column ? 1 : 0};
   const GlobalQueries<Item> from{
       static_cast<const Item*>(a.logits.data) + t.image * a.shape.queries * area,
       a.probs.all + t.image * a.shape.queries * stride,
@@ -232,20 +229,21 @@ __device__ void score_from_global(const Arguments& a, const Tile& t, const Share
 }
 
 // Scores the group at one pixel. `chosen`: places of its classes, or null for all.
-template <bool SigmoidFirst>
+template <Method Way>
 __device__ void score_pixel(const Arguments& a, const Tile& t, const Shared& s, const Pixel& p,
                             const int32_t* chosen, Best& best) {
-  const float down = t.rows.weight[p.y], right = t.columns.weight[p.x];
+  const float down = a.axes.rows.weight_at(t.image, p.y);
+  const float right = a.axes.columns.weight_at(t.image, p.x);
   const int32_t row = a.plan.corner_row(), corner = p.cell_row * row + p.cell_column;
-  if (SigmoidFirst) {
+  if constexpr (Way == Method::corners) {
     const int32_t count = chosen == nullptr ? s.counters->listed : s.counters->chosen;
     for (int32_t i = 0; i < count; ++i) {
       const int32_t j = chosen == nullptr ? i : chosen[i];
       best.compete(sample(s.score + j * a.plan.corners + corner, row, down, right), s.listed[j]);
     }
-  } else if (a.plan.resident > 0) {
-    const SharedQueries from{s.value + corner, s.staged, a.plan.corners, row, padded_group(s),
-                             down,             right};
+  } else if constexpr (Way == Method::pixels) {
+    const SharedQueries from{s.value + corner, s.staged, a.plan.corners, row,
+                             padded_group(s),  down,     right};
     score_from_queries(from, s, a.shape.queries, best);
   } else if (a.logits.type == FloatType::float32) {
     score_from_global<float>(a, t, s, p, down, right, best);

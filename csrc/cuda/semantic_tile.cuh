@@ -12,9 +12,16 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kPixels = 1536;  // that a block scores at a time
 constexpr int kQuad = 4;       // corners that a thread reads together
 constexpr int kSums = 8;       // classes that a thread sums together
-constexpr int kStaged = 2048;  // class probabilities in shared memory at a time (sigmoid_first)
+constexpr int kStaged = 2048;  // class probabilities in shared memory at a time, for the corners
 
 constexpr float kWildMark = 2.0f;  // instead of the probability of a logit beyond kWild
+
+// How a pixel gets its scores.
+enum class Method {
+  corners,  // from scores of the corners: sigmoid_first
+  pixels,   // from sigmoids of its own: logits in shared memory
+  global,   // the same, where they do not fit
+};
 
 // A large probability of a class.
 struct alignas(8) Entry {
@@ -29,6 +36,12 @@ struct Entries {
   float* others;    // [B, K]
 };
 
+// Where a block's shared memory holds what, in words of four bytes.
+struct Layout {
+  int32_t value, prob, score, staged, best_score, best_label, undecided, threshold, count, last;
+  int32_t listed, chosen, live, live_here, counters;
+};
+
 // How an image is cut up.
 struct Plan {
   int32_t rows, columns;  // cells of a tile
@@ -38,6 +51,7 @@ struct Plan {
   int32_t group;          // classes that are scored together, in whole kSums
   int64_t down, across;   // tiles of an image
   int64_t slices;         // blocks that share the pixels of a tile
+  Layout layout;
   int64_t shared_bytes;
 
   MASKFORMER_HOST_DEVICE int32_t corner_row() const { return columns + 1; }
@@ -59,19 +73,19 @@ struct Arguments {
 };
 
 struct Counters {
-  int32_t listed;      // classes of the group
-  int32_t live;        // classes that may win in the tile
-  int32_t next;        // the first class after the group
-  int32_t chosen;      // classes of the group that are scored
-  int32_t undecided;   // pixels that are scored
-  int32_t entries;     // large probabilities of the image
+  int32_t listed;     // classes of the group
+  int32_t live;       // classes that may win in the tile
+  int32_t next;       // the first class after the group
+  int32_t chosen;     // classes of the group that are scored
+  int32_t undecided;  // pixels that are scored
+  int32_t entries;    // large probabilities of the image
 };
 
 // A block's shared memory.
 struct Shared {
   float* value;         // [resident, corners] what is sampled
   float* prob;          // [resident, corners] its probability, or kWildMark
-  float* score;         // [group, corners] of the classes (sigmoid_first)
+  float* score;         // [group, corners] of the classes (Method::corners)
   float* staged;        // [queries, group] class probabilities
   float* best_score;    // [kPixels] of undecided pixels, where there are several groups
   int32_t* best_label;  // [kPixels]
@@ -86,45 +100,81 @@ struct Shared {
   Counters* counters;
 };
 
-MASKFORMER_HOST_DEVICE inline int64_t words_of(int64_t bits) { return (bits + 31) / 32; }
+MASKFORMER_HD int64_t words_of(int64_t bits) { return (bits + 31) / 32; }
 
-// With a null arena it counts. Not `sigmoid_first`: `prob` is for the bounds only, and what is
-// needed after them lies in its place.
-MASKFORMER_HOST_DEVICE inline Shared lay_out_shared(Arena& arena, const Plan& plan,
-                                                    int64_t queries, int64_t classes,
-                                                    bool sigmoid_first) {
-  Shared s{};
-  const int64_t values = int64_t{1} * plan.resident * plan.corners;
-  s.value = arena.take<float>(values);
-  s.prob = s.value;
-  const int64_t staged = sigmoid_first ? kStaged : plan.resident > 0 ? queries * plan.group : 0;
-  Arena after = arena;
-  if (sigmoid_first) s.score = after.take<float>(int64_t{1} * plan.group * plan.corners);
-  s.staged = after.take<float>(staged);
-  s.best_score = after.take<float>(kPixels);
-  s.best_label = after.take<int32_t>(kPixels);
-  s.undecided = after.take<uint16_t>(kPixels);
-  if (!sigmoid_first) {
-    s.prob = arena.take<float>(values);
-    if (arena.used() > after.used()) after = arena;
+// Offsets instead of pointers: they are constants of the launch and take no registers.
+__device__ inline Shared shared_of(const Layout& at) {
+  float* const floats = dynamic_shared<float>();
+  int32_t* const integers = dynamic_shared<int32_t>();
+  uint32_t* const bits = dynamic_shared<uint32_t>();
+  return {floats + at.value,
+          floats + at.prob,
+          floats + at.score,
+          floats + at.staged,
+          floats + at.best_score,
+          integers + at.best_label,
+          reinterpret_cast<uint16_t*>(bits + at.undecided),
+          integers + at.threshold,
+          integers + at.count,
+          integers + at.last,
+          integers + at.listed,
+          integers + at.chosen,
+          bits + at.live,
+          bits + at.live_here,
+          reinterpret_cast<Counters*>(integers + at.counters)};
+}
+
+// Hands out words; pieces are whole float4.
+class Words {
+ public:
+  explicit Words(int64_t used) : used_(used) {}
+  int32_t take(int64_t count) {
+    const int64_t at = used_;
+    used_ += (count + kQuad - 1) / kQuad * kQuad;
+    return static_cast<int32_t>(at);
   }
-  s.threshold = after.take<int32_t>(plan.cells());
-  s.count = after.take<int32_t>(plan.cells());
-  s.last = after.take<int32_t>(plan.cells());
-  s.listed = after.take<int32_t>(plan.group);
-  s.chosen = after.take<int32_t>(plan.group);
-  s.live = after.take<uint32_t>(words_of(classes));
-  s.live_here = after.take<uint32_t>(words_of(plan.group));
-  s.counters = after.take<Counters>(1);
-  arena = after;
-  return s;
+  int64_t used() const { return used_; }
+
+ private:
+  int64_t used_;
+};
+
+// Fills plan.layout and plan.shared_bytes. Not `sigmoid_first`: `prob` is for the bounds only, and
+// what is needed after them lies in its place.
+inline void lay_out_shared(Plan& plan, int64_t queries, int64_t classes, bool sigmoid_first) {
+  const int64_t values = int64_t{1} * plan.resident * plan.corners;
+  Layout at{};
+  Words begin(0);
+  at.value = at.prob = begin.take(values);
+  Words after = begin;
+  if (sigmoid_first) {
+    at.score = after.take(int64_t{1} * plan.group * plan.corners);
+  } else {
+    at.prob = begin.take(values);
+  }
+  const int64_t staged = plan.resident > 0 ? queries * plan.group : 0;
+  at.staged = after.take(sigmoid_first ? kStaged : staged);
+  at.best_score = after.take(kPixels);
+  at.best_label = after.take(kPixels);
+  at.undecided = after.take(kPixels / 2);
+  Words rest(begin.used() > after.used() ? begin.used() : after.used());
+  at.threshold = rest.take(plan.cells());
+  at.count = rest.take(plan.cells());
+  at.last = rest.take(plan.cells());
+  at.listed = rest.take(plan.group);
+  at.chosen = rest.take(plan.group);
+  at.live = rest.take(words_of(classes));
+  at.live_here = rest.take(words_of(plan.group));
+  at.counters = rest.take(sizeof(Counters) / sizeof(int32_t));
+  plan.layout = at;
+  plan.shared_bytes = rest.used() * static_cast<int64_t>(sizeof(float));
 }
 
 // Where a block is.
 struct Tile {
   int64_t image;
-  int32_t row, column;  // its first cell
-  Axis rows, columns;
+  int32_t row, column;               // its first cell
+  int32_t last_row, last_column;     // cells of the image
   int32_t top, left, height, width;  // its pixels
 
   __device__ int64_t pixels() const { return int64_t{1} * height * width; }
@@ -135,15 +185,16 @@ __device__ inline Tile tile_of_block(const Arguments& a) {
   const int64_t tiles = a.plan.down * a.plan.across, index = blockIdx.x % tiles;
   t.image = blockIdx.x / tiles;
   const Extent extent = extent_of(a.logits.region, a.shape, t.image);
-  t.rows = a.axes.rows.of_image(t.image, extent.rows);
-  t.columns = a.axes.columns.of_image(t.image, extent.columns);
+  t.last_row = static_cast<int32_t>(cells_within(extent.rows) - 1);
+  t.last_column = static_cast<int32_t>(cells_within(extent.columns) - 1);
   t.row = static_cast<int32_t>(index / a.plan.across) * a.plan.rows;
   t.column = static_cast<int32_t>(index % a.plan.across) * a.plan.columns;
-  if (t.row >= t.rows.cells || t.column >= t.columns.cells) return t;
-  t.top = t.rows.first[t.row];
-  t.left = t.columns.first[t.column];
-  t.height = t.rows.first[min(t.row + a.plan.rows, t.rows.cells)] - t.top;
-  t.width = t.columns.first[min(t.column + a.plan.columns, t.columns.cells)] - t.left;
+  if (t.row > t.last_row || t.column > t.last_column) return t;
+  const AxisTable &rows = a.axes.rows, &columns = a.axes.columns;
+  t.top = rows.first_in(t.image, t.row);
+  t.left = columns.first_in(t.image, t.column);
+  t.height = rows.first_in(t.image, min(t.row + a.plan.rows, t.last_row + 1)) - t.top;
+  t.width = columns.first_in(t.image, min(t.column + a.plan.columns, t.last_column + 1)) - t.left;
   return t;
 }
 
@@ -151,12 +202,12 @@ __device__ inline Tile tile_of_block(const Arguments& a) {
 __device__ inline int64_t grid_offset(const Arguments& a, const Tile& t, int32_t corner) {
   const int32_t down = min(corner / a.plan.corner_row(), a.plan.rows);
   const int32_t right = corner % a.plan.corner_row();
-  const int64_t row = min(t.row + down, t.rows.cells - 1);
-  return row * a.shape.columns + min(t.column + right, t.columns.cells - 1);
+  const int64_t row = min(t.row + down, t.last_row);
+  return row * a.shape.columns + min(t.column + right, t.last_column);
 }
 
 // Queries [first, first + count) to shared memory.
-template <bool SigmoidFirst, typename Item>
+template <Method Way, typename Item>
 __device__ void load_items(const Arguments& a, const Tile& t, const Shared& s, const Item* items,
                            int32_t first, int32_t count) {
   const int32_t corner = threadIdx.x & (a.plan.slots - 1);
@@ -167,26 +218,23 @@ __device__ void load_items(const Arguments& a, const Tile& t, const Shared& s, c
   for (int32_t q = threadIdx.x / a.plan.slots; q < count; q += kThreads / a.plan.slots) {
     const float logit = to_float(from[q * area]);
     const float p = probability(logit);
-    s.value[q * a.plan.corners + corner] = SigmoidFirst ? p : logit;
-    if (!SigmoidFirst) {
+    s.value[q * a.plan.corners + corner] = Way == Method::corners ? p : logit;
+    if (Way == Method::pixels) {
       s.prob[q * a.plan.corners + corner] = magnitude(logit) < kWild ? p : kWildMark;
     }
   }
 }
 
-template <bool SigmoidFirst>
+template <Method Way>
 __device__ void load_queries(const Arguments& a, const Tile& t, const Shared& s, int32_t first,
                              int32_t count) {
   switch (a.logits.type) {
     case FloatType::float32:
-      return load_items<SigmoidFirst>(a, t, s, static_cast<const float*>(a.logits.data), first,
-                                      count);
+      return load_items<Way>(a, t, s, static_cast<const float*>(a.logits.data), first, count);
     case FloatType::float16:
-      return load_items<SigmoidFirst>(a, t, s, static_cast<const Float16*>(a.logits.data), first,
-                                      count);
+      return load_items<Way>(a, t, s, static_cast<const Float16*>(a.logits.data), first, count);
     case FloatType::bfloat16:
-      return load_items<SigmoidFirst>(a, t, s, static_cast<const BFloat16*>(a.logits.data), first,
-                                      count);
+      return load_items<Way>(a, t, s, static_cast<const BFloat16*>(a.logits.data), first, count);
   }
 }
 
