@@ -1,6 +1,7 @@
 """Builds maskformer_fast/_C with CMake; everything else is in pyproject.toml.
 
-Environment: MASKFORMER_FAST_CUDA=auto|on|off, MAX_JOBS (compilers at a time), CXX.
+Environment: MASKFORMER_FAST_CUDA=auto|on|off, MAX_JOBS (compilers at a time), CXX, CUDACXX, and
+CUDAARCHS (80-real;90) or TORCH_CUDA_ARCH_LIST (8.0;9.0+PTX): see cmake/cuda.cmake.
 """
 
 import os

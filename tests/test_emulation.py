@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)  # orders of threads and blocks
 ACCEPTED = (
     *("shuffles", "votes", "reductions", "partial_masks", "counting_barriers"),
     *("indices", "shared_memory", "warp_barriers", "partial_barriers", "bytes", "atomics"),
-    *("last_block", "maths"),
+    *("last_block", "maths", "host_threads", "recovery"),
 )
 PLACE = r"block \(\d, 0, 0\), thread \(\d+, 0, 0\)"
 BARRIER = r"barrier in waits\.cu:\d+"

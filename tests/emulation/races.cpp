@@ -19,8 +19,6 @@ extern "C" std::byte _end[] __attribute__((visibility("hidden")));
 namespace simt {
 namespace {
 
-enum class Kind { read, write, atomic };
-
 // The threads that accessed a place last, of one warp unless a flag is set.
 struct Accesses {
   uint32_t when = 0;  // by `clocks`; 0: never
@@ -228,6 +226,8 @@ void check_place(const Access& access, size_t bytes) {
   }
 }
 
+}  // namespace
+
 void on_access(Kind kind, const void* address, size_t bytes, const void* code) {
   if (now.thread < 0 || between(address, now.stack, now.stack + kStack)) return;
   const Access access{
@@ -240,8 +240,6 @@ void on_access(Kind kind, const void* address, size_t bytes, const void* code) {
     visit_word(word, std::max(start, from) - from, std::min(end - from, kWordBytes), access);
   }
 }
-
-}  // namespace
 
 void begin_launch() {
   if (pages.size() > kMostPages || clocks.now > kLate) {
@@ -292,28 +290,3 @@ void on_atomic(const void* address, size_t bytes) {
 }
 
 }  // namespace simt
-
-#define SIMT_HOOK(name, kind, bytes)                                                \
-  extern "C" void __tsan_##name(void* address) {                                    \
-    simt::on_access(simt::Kind::kind, address, bytes, __builtin_return_address(0)); \
-  }
-#define SIMT_HOOKS(bytes)                       \
-  SIMT_HOOK(read##bytes, read, bytes)           \
-  SIMT_HOOK(write##bytes, write, bytes)         \
-  SIMT_HOOK(unaligned_read##bytes, read, bytes) \
-  SIMT_HOOK(unaligned_write##bytes, write, bytes)
-SIMT_HOOKS(1)
-SIMT_HOOKS(2)
-SIMT_HOOKS(4)
-SIMT_HOOKS(8)
-SIMT_HOOKS(16)
-
-extern "C" void __tsan_read_range(void* address, size_t bytes) {
-  simt::on_access(simt::Kind::read, address, bytes, __builtin_return_address(0));
-}
-extern "C" void __tsan_write_range(void* address, size_t bytes) {
-  simt::on_access(simt::Kind::write, address, bytes, __builtin_return_address(0));
-}
-extern "C" void __tsan_init() {}
-extern "C" void __tsan_func_entry(void*) {}
-extern "C" void __tsan_func_exit() {}

@@ -1,5 +1,5 @@
 // The race detector. Kernels are compiled with -fsanitize=thread, which calls __tsan_read4 and its
-// like before every access to memory that others could see; races.cpp defines those functions, and
+// like before every access to memory that others could see; hooks.cpp defines those functions, and
 // libtsan is not linked.
 //
 // An access conflicts with an earlier one of the same bytes, in the same launch and by another
@@ -12,6 +12,12 @@
 #include <cstddef>
 
 namespace simt {
+
+enum class Kind { read, write, atomic };
+
+// What runs now is about to access [address, address + bytes), in the line that `code` is from.
+// Host code is not looked at.
+void on_access(Kind kind, const void* address, size_t bytes, const void* code);
 
 // A thread is about to read, change and write [address, address + bytes) atomically.
 void on_atomic(const void* address, size_t bytes);

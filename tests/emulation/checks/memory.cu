@@ -1,6 +1,7 @@
 // Indices, shared and global memory, atomics, and what orders accesses to them; maths.
 
 #include <numeric>
+#include <thread>
 
 #include "cuda/launch.cuh"
 #include "emulation/checks/checks.hpp"
@@ -46,6 +47,43 @@ void shared_memory() {
          in.data(), out.data(), kSize);
   for (int i = 0; i < kSize * kSize; ++i) {
     expect_equal("transpose", i, out[i], in[i % kSize * kSize + i / kSize]);
+  }
+}
+
+// Launches of several host threads, whose own accesses are nobody's business.
+void host_threads() {
+  std::vector<std::string> errors(3);
+  std::vector<std::thread> threads;
+  for (std::string& error : errors) {
+    threads.emplace_back([&error] {
+      try {
+        for (int i = 0; i < 20; ++i) shared_memory();
+      } catch (const std::exception& thrown) {
+        error = thrown.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& error : errors) {
+    if (!error.empty()) throw std::runtime_error(error);
+  }
+}
+
+__global__ void lane_zero_waits() {
+  if (threadIdx.x == 0) __syncthreads();
+}
+
+// A launch that was refused leaves nothing behind.
+void recovery() {
+  for (int i = 0; i < 3; ++i) {
+    bool refused = false;
+    try {
+      launch("lane_zero_waits", lane_zero_waits, 1, 64, 0, nullptr);
+    } catch (const std::runtime_error&) {
+      refused = true;
+    }
+    expect_equal("refused", i, refused, true);
+    shared_memory();
   }
 }
 
@@ -197,6 +235,8 @@ void maths() {
 std::vector<Check> memory() {
   return {{"indices", indices},
           {"shared_memory", shared_memory},
+          {"host_threads", host_threads},
+          {"recovery", recovery},
           {"warp_barriers", warp_barriers},
           {"partial_barriers", partial_barriers},
           {"bytes", bytes},
