@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "cuda/instance_masks.hpp"
 #include "cuda/panoptic_map.hpp"
 #include "cuda/semantic_map.hpp"
 #include "cuda/stream.hpp"
@@ -80,10 +81,46 @@ void semantic_map(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t p
                      pointer<std::byte>(workspace), pointer<CUstream_st>(stream));
 }
 
+int64_t instance_masks_workspace(int64_t images, int64_t queries, int64_t rows, int64_t columns,
+                                 int64_t height, int64_t width) {
+  return cuda::instance_masks_workspace(map_shape({images, queries, rows, columns, height, width}));
+}
+
+void instance_statistics(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t wanted,
+                         uintptr_t mean, uintptr_t boxes, const std::array<int64_t, 6>& sizes,
+                         uintptr_t workspace, int device, uintptr_t stream) {
+  const MapShape shape = map_shape(sizes);
+  const MaskLogits logits{pointer<const void>(mask_logits), float_type(type),
+                          pointer<const double>(region)};
+  const py::gil_scoped_release no_gil;
+  const cuda::DeviceGuard guard(device);
+  cuda::instance_statistics(logits, pointer<const uint8_t>(wanted), pointer<float>(mean),
+                            pointer<int32_t>(boxes), shape, pointer<std::byte>(workspace),
+                            pointer<CUstream_st>(stream));
+}
+
+void instance_masks(uintptr_t mask_logits, int type, uintptr_t query, int64_t count,
+                    uintptr_t masks, const std::array<int64_t, 6>& sizes, uintptr_t workspace,
+                    int device, uintptr_t stream) {
+  const MapShape shape = map_shape(sizes);
+  at_least("count", count, 0);
+  const MaskLogits logits{pointer<const void>(mask_logits), float_type(type), nullptr};
+  const py::gil_scoped_release no_gil;
+  const cuda::DeviceGuard guard(device);
+  cuda::instance_masks(logits, pointer<const int64_t>(query), count, pointer<uint8_t>(masks), shape,
+                       pointer<std::byte>(workspace), pointer<CUstream_st>(stream));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
   m.def("architectures", [] { return py::str(cuda::architectures()).attr("split")(); });
+  m.def("instance_masks_workspace", &instance_masks_workspace);
+  m.def("instance_statistics", &instance_statistics, py::kw_only(), "mask_logits"_a, "type"_a,
+        "region"_a, "wanted"_a, "mean"_a, "boxes"_a, "sizes"_a, "workspace"_a, "device"_a,
+        "stream"_a);
+  m.def("instance_masks", &instance_masks, py::kw_only(), "mask_logits"_a, "type"_a, "query"_a,
+        "count"_a, "masks"_a, "sizes"_a, "workspace"_a, "device"_a, "stream"_a);
   m.def("panoptic_map_workspace", &cuda::panoptic_map_workspace);
   m.def("panoptic_map", &panoptic_map, py::kw_only(), "class_logits"_a, "mask_logits"_a, "type"_a,
         "region"_a, "thing_classes"_a, "segments"_a, "segment_of_query"_a, "area"_a, "score"_a,

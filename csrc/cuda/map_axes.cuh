@@ -16,6 +16,7 @@ struct AxisTable {
   int32_t* low;    // [B, size]
   float* weight;   // [B, size]
   int32_t* first;  // [B, cells + 1] outputs [first[c], first[c + 1]) lie in cell c
+  int32_t* last;   // [B] cell
 
   __device__ int32_t low_at(int64_t image, int32_t output) const {
     return low[image * size + output];
@@ -33,8 +34,12 @@ struct MapAxes {
 };
 
 inline AxisTable lay_out_axis(Arena& arena, int64_t images, int64_t cells, int64_t size) {
-  return {size, cells, arena.take<int32_t>(images * size), arena.take<float>(images * size),
-          arena.take<int32_t>(images * (cells + 1))};
+  return {size,
+          cells,
+          arena.take<int32_t>(images * size),
+          arena.take<float>(images * size),
+          arena.take<int32_t>(images * (cells + 1)),
+          arena.take<int32_t>(images)};
 }
 
 inline MapAxes lay_out_axes(Arena& arena, const MapShape& shape) {
@@ -58,6 +63,7 @@ __device__ inline void fill_output(const AxisTable& table, int64_t image, int64_
   for (int64_t cell = before + 1; cell <= source.low; ++cell) first[cell] = static_cast<int32_t>(i);
   if (i + 1 < table.size) return;
   const int64_t end = cells_within(extent);
+  table.last[image] = static_cast<int32_t>(end - 1);
   for (int64_t cell = source.low + 1; cell <= end; ++cell) {
     first[cell] = static_cast<int32_t>(table.size);
   }

@@ -184,9 +184,8 @@ __device__ inline Tile tile_of_block(const Arguments& a) {
   Tile t{};
   const int64_t tiles = a.plan.down * a.plan.across, index = blockIdx.x % tiles;
   t.image = blockIdx.x / tiles;
-  const Extent extent = extent_of(a.logits.region, a.shape, t.image);
-  t.last_row = static_cast<int32_t>(cells_within(extent.rows) - 1);
-  t.last_column = static_cast<int32_t>(cells_within(extent.columns) - 1);
+  t.last_row = a.axes.rows.last[t.image];
+  t.last_column = a.axes.columns.last[t.image];
   t.row = static_cast<int32_t>(index / a.plan.across) * a.plan.rows;
   t.column = static_cast<int32_t>(index % a.plan.across) * a.plan.columns;
   if (t.row > t.last_row || t.column > t.last_column) return t;
