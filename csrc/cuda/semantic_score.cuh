@@ -22,6 +22,24 @@ __device__ inline void stage_probabilities(const Arguments& a, const Tile& t, co
   }
 }
 
+__device__ inline void load_floats(const float* from, float (&p)[2]) {
+  const float2 pair = *reinterpret_cast<const float2*>(from);
+  p[0] = pair.x;
+  p[1] = pair.y;
+}
+
+template <int Count>
+__device__ void load_floats(const float* from, float (&p)[Count]) {
+#pragma unroll
+  for (int c = 0; c < Count; c += kQuad) {
+    const float4 quad = *reinterpret_cast<const float4*>(from + c);
+    p[c] = quad.x;
+    p[c + 1] = quad.y;
+    p[c + 2] = quad.z;
+    p[c + 3] = quad.w;
+  }
+}
+
 // score[j, corner] += sum_q staged[q, j] * value[q, corner]; a thread sums Classes x kQuad of them.
 template <int Classes>
 __device__ void add_product(const Plan& plan, const float* value, const float* staged, float* score,
@@ -30,27 +48,30 @@ __device__ void add_product(const Plan& plan, const float* value, const float* s
   for (int32_t item = threadIdx.x; item < padded / Classes * quads; item += kThreads) {
     const int32_t j = item / quads * Classes, corner = item % quads * kQuad;
     float* out = score + j * plan.corners + corner;
-    float sum[Classes][kQuad];
+    float sum[Classes][kQuad], p[Classes], v[kQuad];
+#pragma unroll
     for (int c = 0; c < Classes; ++c) {
-      for (int x = 0; x < kQuad; ++x) sum[c][x] = first ? 0.0f : out[c * plan.corners + x];
-    }
-#pragma unroll 1
-    for (int32_t q = 0; q < queries; ++q) {
-      const float4 v = *reinterpret_cast<const float4*>(value + q * plan.corners + corner);
-      for (int c = 0; c < Classes; c += 2) {
-        const float2 p = *reinterpret_cast<const float2*>(staged + q * padded + j + c);
-        sum[c][0] = fmaf(p.x, v.x, sum[c][0]);
-        sum[c][1] = fmaf(p.x, v.y, sum[c][1]);
-        sum[c][2] = fmaf(p.x, v.z, sum[c][2]);
-        sum[c][3] = fmaf(p.x, v.w, sum[c][3]);
-        sum[c + 1][0] = fmaf(p.y, v.x, sum[c + 1][0]);
-        sum[c + 1][1] = fmaf(p.y, v.y, sum[c + 1][1]);
-        sum[c + 1][2] = fmaf(p.y, v.z, sum[c + 1][2]);
-        sum[c + 1][3] = fmaf(p.y, v.w, sum[c + 1][3]);
+      if (first) {
+        for (int x = 0; x < kQuad; ++x) sum[c][x] = 0.0f;
+      } else {
+        load_floats(out + c * plan.corners, sum[c]);
       }
     }
+    const float* probs = staged + j;
+    const float* values = value + corner;
+#pragma unroll 1
+    for (int32_t q = 0; q < queries; ++q, probs += padded, values += plan.corners) {
+      load_floats(values, v);
+      load_floats(probs, p);
+#pragma unroll
+      for (int c = 0; c < Classes; ++c) {
+        for (int x = 0; x < kQuad; ++x) sum[c][x] = fmaf(p[c], v[x], sum[c][x]);
+      }
+    }
+#pragma unroll
     for (int c = 0; c < Classes; ++c) {
-      for (int x = 0; x < kQuad; ++x) out[c * plan.corners + x] = sum[c][x];
+      *reinterpret_cast<float4*>(out + c * plan.corners) =
+          make_float4(sum[c][0], sum[c][1], sum[c][2], sum[c][3]);
     }
   }
 }
@@ -160,50 +181,60 @@ __device__ inline void write_decided(const Arguments& a, const Tile& t, const Sh
   __syncthreads();
 }
 
-// The logits of all queries around one pixel, and the group's probabilities; in shared memory.
+// A walk over the queries at one pixel, with the group's probabilities; in shared memory.
 struct SharedQueries {
   const float* corner;
   const float* staged;
   int32_t corners, row, padded;
   float down, right;
 
-  __device__ float logit(int64_t q) const { return sample(corner + q * corners, row, down, right); }
-  __device__ float prob(int64_t q, int32_t j) const { return staged[q * padded + j]; }
+  __device__ float logit() const { return sample(corner, row, down, right); }
+  __device__ void probs(int32_t j, float (&p)[kSums]) const { load_floats(staged + j, p); }
+  __device__ void next() {
+    corner += corners;
+    staged += padded;
+  }
 };
 
 // The same in global memory.
 template <typename Item>
 struct GlobalQueries {
   const Item* grid;
-  const float* probs;
+  const float* of_query;
   const int32_t* listed;
   CellOffsets cell;
   int64_t area, stride;
   int32_t count;
   float down, right;
 
-  __device__ float logit(int64_t q) const {
-    return sample(load_corners(grid + q * area, cell), down, right);
+  __device__ float logit() const { return sample(load_corners(grid, cell), down, right); }
+  __device__ void probs(int32_t j, float (&p)[kSums]) const {
+#pragma unroll
+    for (int c = 0; c < kSums; ++c) p[c] = of_query[listed[min(j + c, count - 1)]];
   }
-  __device__ float prob(int64_t q, int32_t j) const {
-    return probs[q * stride + listed[min(j, count - 1)]];
+  __device__ void next() {
+    grid += area;
+    of_query += stride;
   }
 };
 
 // Probabilities sampled, then summed.
 template <typename Queries>
-__device__ void score_from_queries(const Queries& from, const Shared& s, int64_t queries,
+__device__ void score_from_queries(const Queries& first, const Shared& s, int32_t queries,
                                    Best& best) {
-  for (int32_t j = 0; j < s.counters->listed; j += kSums) {
-    float sum[kSums] = {};
-    for (int64_t q = 0; q < queries; ++q) {
-      const float p = probability(from.logit(q));
+  const int32_t listed = s.counters->listed;
+  for (int32_t j = 0; j < listed; j += kSums) {
+    float sum[kSums] = {}, probs[kSums];
+    Queries at = first;
+    for (int32_t q = 0; q < queries; ++q, at.next()) {
+      const float p = probability(at.logit());
+      at.probs(j, probs);
 #pragma unroll
-      for (int c = 0; c < kSums; ++c) sum[c] = fmaf(from.prob(q, j + c), p, sum[c]);
+      for (int c = 0; c < kSums; ++c) sum[c] = fmaf(probs[c], p, sum[c]);
     }
 #pragma unroll
     for (int c = 0; c < kSums; ++c) {
-      if (j + c < s.counters->listed) best.compete(sum[c], s.listed[j + c]);
+      if (j + c < listed) best.compete(sum[c], s.listed[j + c]);
     }
   }
 }
@@ -225,7 +256,7 @@ __device__ void score_from_global(const Arguments& a, const Tile& t, const Share
       s.counters->listed,
       down,
       right};
-  score_from_queries(from, s, a.shape.queries, best);
+  score_from_queries(from, s, static_cast<int32_t>(a.shape.queries), best);
 }
 
 // Scores the group at one pixel. `chosen`: places of its classes, or null for all.
@@ -244,7 +275,7 @@ __device__ void score_pixel(const Arguments& a, const Tile& t, const Shared& s, 
   } else if constexpr (Way == Method::pixels) {
     const SharedQueries from{s.value + corner, s.staged, a.plan.corners, row,
                              padded_group(s),  down,     right};
-    score_from_queries(from, s, a.shape.queries, best);
+    score_from_queries(from, s, static_cast<int32_t>(a.shape.queries), best);
   } else if (a.logits.type == FloatType::float32) {
     score_from_global<float>(a, t, s, p, down, right, best);
   } else if (a.logits.type == FloatType::float16) {
