@@ -3,19 +3,19 @@
 //   out     labels [B, H, W]   scores [B, H, W] or null
 //   maths   sigmoid_first: s = sum_q p_qk sample(sigmoid(x_q)), summed at the grid's corners;
 //           else           s = sum_q p_qk sigmoid(sample(x_q)), summed at the pixels
-//   bounds  in a cell, sum_q p_qk min_q <= s_k <= sum_q p_qk max_q, over the large p_qk; the
-//           others count as 0 below and as their sum above. A class whose upper bound is less than
-//           the greatest lower bound wins nowhere in the cell; the rest are candidates
+//   bounds  in a cell, sum_q p_qk min_q <= s_k <= sum_q p_qk max_q; small p_qk count as 0 below and
+//           as their sum above. A class whose upper bound is less than the greatest lower bound
+//           wins nowhere in the cell; the rest are candidates
 //   plan    two launches. prepare: the large entries of every class, one warp each, and the tables
 //           of both axes. score: a block per tile of up to 4 x 16 cells, with the corners of all
-//           queries in shared memory. Classes that are a candidate nowhere in the tile are dropped;
-//           pixels of cells with one candidate get it; the other pixels, packed into full warps,
-//           are scored for the classes that are left, a group at a time:
-//             sigmoid_first   the group's scores at the corners, a product [K, Q] x [Q, corners] in
-//                             float32 FMA from and to shared memory, then sampled. With many large
-//                             entries the product is made for all classes, and its corners bound
-//                             them
-//             else            one sampled sigmoid for kSums sums in registers
+//           queries in shared memory. Lower bounds come from the largest p_qk; a class whose bound
+//           over the whole tile reaches none of them is dropped. The others, a group at a time:
+//             sigmoid_first   their scores at the corners, a product [K, Q] x [Q, corners] in
+//                             float32 FMA from and to shared memory, bound them in the cells, and
+//                             are sampled
+//             else            sums over their large p_qk bound them in the cells; one sampled
+//                             sigmoid serves kSums sums in registers
+//           Pixels of cells with one candidate get it; the others are packed into full warps
 //   ties    the lowest class. Every sum is in the order of the queries: the same bits on every run
 //   limits  queries that do not fit shared memory stay in global memory (not sigmoid_first) or pass
 //           through in parts; one bit a class must fit
@@ -24,14 +24,16 @@
 #include <stdexcept>
 
 #include "cuda/launch.cuh"
+#include "cuda/semantic_bounds.cuh"
 #include "cuda/semantic_map.hpp"
 #include "cuda/semantic_score.cuh"
 
 namespace maskformer::cuda {
 namespace {
 
-constexpr float kSmallSum = 0.05f;    // of a class's probabilities that its bounds count as a sum
-constexpr int64_t kEntriesWork = 24;  // bounds from entries pay below 1 / kEntriesWork of all
+constexpr float kSmallSum = 0.05f;  // of a class's probabilities that its bounds count as a sum
+constexpr float kTop = 0.0625f;     // a class's largest probabilities are not smaller
+constexpr float kAboveAll = 2.0f;
 constexpr int32_t kGroupOfCorners = 64, kGroupOfPixels = 32;  // classes
 constexpr int32_t kPart = 256;                                // queries, where not all fit
 constexpr int64_t kPreferredShared = 72 * 1024;               // three blocks on an sm_90
@@ -44,35 +46,44 @@ __device__ float warp_sum(float value) {
   return value;
 }
 
+// Appends the entries with least <= p < end of one class, in the order of queries. All lanes.
+__device__ int32_t append(Entry* entries, int32_t count, const float* prob, int64_t stride,
+                          int64_t queries, float least, float end) {
+  const int32_t lane = threadIdx.x % kWarp;
+  for (int64_t start = 0; start < queries; start += kWarp) {
+    const int64_t q = start + lane;
+    const float p = q < queries ? prob[q * stride] : -1.0f;
+    const bool wanted = p >= least && p < end;
+    const uint32_t all = __ballot_sync(kAllLanes, wanted);
+    if (wanted) entries[count + __popc(all & ((1u << lane) - 1))] = {static_cast<int32_t>(q), p};
+    count += __popc(all);
+  }
+  return count;
+}
+
 // The entries of one class: those from `cutoff` on, a power of two such that the others are few.
 __device__ void find_entries(const Arguments& a, int64_t row) {
   const int64_t queries = a.shape.queries, stride = a.probs.classes + 1;
   const int32_t lane = threadIdx.x % kWarp;
   const float* prob = a.probs.all + row / a.probs.classes * queries * stride;
   prob += row % a.probs.classes;
-  float cutoff = 2.0f, others = 0.0f;
-  do {
-    cutoff *= 0.5f;
+  float cutoff = kTop, others = 0.0f;
+  while (true) {
     float sum = 0.0f;
     for (int64_t q = lane; q < queries; q += kWarp) {
       const float p = prob[q * stride];
       sum += p < cutoff ? p : 0.0f;
     }
     others = warp_sum(sum);
-  } while (others > kSmallSum);
-  Entry* entries = a.entries.of_class + row * queries;
-  int32_t count = 0;
-  for (int64_t start = 0; start < queries; start += kWarp) {
-    const int64_t q = start + lane;
-    const float p = q < queries ? prob[q * stride] : 0.0f;
-    const uint32_t large = __ballot_sync(kAllLanes, p >= cutoff);
-    if (p >= cutoff) {
-      entries[count + __popc(large & ((1u << lane) - 1))] = {static_cast<int32_t>(q), p};
-    }
-    count += __popc(large);
+    if (!(others > kSmallSum)) break;
+    cutoff *= 0.5f;
   }
+  Entry* entries = a.entries.of_class + row * queries;
+  const int32_t top = append(entries, 0, prob, stride, queries, kTop, kAboveAll);
+  const int32_t count = append(entries, top, prob, stride, queries, cutoff, kTop);
   if (lane == 0) {
     a.entries.count[row] = count;
+    a.entries.count_top[row] = top;
     a.entries.others[row] = others;
   }
 }
@@ -87,28 +98,13 @@ __global__ void __launch_bounds__(kThreads) prepare(const Arguments a, int64_t c
   if (index < axis_outputs(a.shape)) fill_axes(a.axes, a.logits.region, a.shape, index);
 }
 
-// Whether bounds from the large entries of the image pay. Ends with a barrier.
-__device__ bool has_few_entries(const Arguments& a, const Tile& t, const Shared& s) {
-  if (threadIdx.x == 0) s.counters->entries = 0;
-  __syncthreads();
-  int32_t sum = 0;
-  for (int64_t k = threadIdx.x; k < a.probs.classes; k += kThreads) {
-    sum += a.entries.count[t.image * a.probs.classes + k];
-  }
-  atomicAdd(&s.counters->entries, sum);
-  __syncthreads();
-  return int64_t{1} * s.counters->entries * kEntriesWork < a.shape.queries * a.probs.classes;
-}
-
-__device__ EntryBounds entry_bounds(const Arguments& a, const Tile& t, const Shared& s) {
+// `count`: that of `entries`, of all or of the largest.
+__device__ EntryBounds entry_bounds(const Arguments& a, const Tile& t, const Shared& s,
+                                    const int32_t* count) {
   const int64_t row = t.image * a.probs.classes;
-  return {a.entries.of_class + row * a.shape.queries,
-          a.entries.count + row,
-          a.entries.others + row,
-          s.prob,
-          static_cast<int32_t>(a.shape.queries),
-          a.plan.corners,
-          a.plan.corner_row()};
+  return {
+      a.entries.of_class + row * a.shape.queries, count + row,    a.entries.others + row, s.prob,
+      static_cast<int32_t>(a.shape.queries),      a.plan.corners, a.plan.corner_row()};
 }
 
 // Every class may win. Ends with a barrier.
@@ -139,10 +135,14 @@ __device__ void list_group(const Arguments& a, const Shared& s, int32_t next) {
 }
 
 // Which classes of the group may win by their scores at the corners: `chosen`. Ends with a barrier.
-__device__ void choose(const Arguments& a, const Shared& s, bool first) {
+__device__ void choose(const Arguments& a, const Shared& s) {
   const CornerBounds bounds{s.score, a.plan.corners, a.plan.corner_row()};
   const int32_t listed = s.counters->listed;
-  find_candidates(a.plan, s, bounds, listed, s.live_here, first);
+  forget_candidates(a.plan, s, listed, s.live_here);
+  raise_thresholds(a.plan, s, bounds, listed);
+  __syncthreads();
+  find_candidates(a.plan, s, bounds, listed, nullptr, s.live_here);
+  __syncthreads();
   if (threadIdx.x < kWarp) {
     const int32_t chosen = list_bits(s.live_here, listed, 0, listed, s.chosen);
     if (threadIdx.x == 0) s.counters->chosen = chosen;
@@ -167,10 +167,11 @@ __device__ void score_undecided(const Arguments& a, const Tile& t, const Shared&
   }
 }
 
-// All groups of classes, for one chunk after the other. `by_entries`: cells know their candidates.
+// All groups of classes, for one chunk after the other.
 template <Method Way>
-__device__ void score_chunks(const Arguments& a, const Tile& t, const Shared& s, bool by_entries) {
-  const bool by_corners = Way == Method::corners && a.bounded && !by_entries;
+__device__ void score_chunks(const Arguments& a, const Tile& t, const Shared& s) {
+  const bool by_entries = Way == Method::pixels && a.bounded;  // cells know their candidates
+  const bool by_corners = Way == Method::corners && a.bounded;
   const int64_t step = int64_t{1} * gridDim.y * kPixels;
   bool ready = false;  // the only group is
   for (int64_t start = int64_t{1} * blockIdx.y * kPixels; start < t.pixels(); start += step) {
@@ -186,7 +187,7 @@ __device__ void score_chunks(const Arguments& a, const Tile& t, const Shared& s,
           stage_probabilities(a, t, s, 0, static_cast<int32_t>(a.shape.queries));
           __syncthreads();
         }
-        if (by_corners) choose(a, s, first);
+        if (by_corners) choose(a, s);
       }
       ready = first && last;
       if (first) {
@@ -198,23 +199,37 @@ __device__ void score_chunks(const Arguments& a, const Tile& t, const Shared& s,
   }
 }
 
+// The classes that may win in the tile: `live`. Begins and ends with a barrier.
+template <Method Way>
+__device__ void find_live(const Arguments& a, const Tile& t, const Shared& s) {
+  const int32_t classes = static_cast<int32_t>(a.probs.classes);
+  forget_candidates(a.plan, s, classes, s.live);
+  __syncthreads();
+  raise_thresholds(a.plan, s, entry_bounds(a, t, s, a.entries.count_top), classes);
+  find_most(a.plan, s);
+  __syncthreads();
+  drop_classes(a, t, s, Way == Method::corners ? s.live : s.near);
+  __syncthreads();
+  if (Way == Method::corners) return;
+  find_candidates(a.plan, s, entry_bounds(a, t, s, a.entries.count), classes, s.near, s.live);
+  __syncthreads();
+}
+
 template <Method Way>
 __global__ void __launch_bounds__(kThreads, 3) score_tiles(const Arguments a) {
   const Tile t = tile_of_block(a);
   if (t.pixels() <= int64_t{1} * blockIdx.y * kPixels) return;
   const Shared s = shared_of(a.plan.layout);
-  bool by_entries = false;
   if (Way != Method::global && a.plan.resident == a.shape.queries) {
     load_queries<Way>(a, t, s, 0, a.plan.resident);
-    by_entries = a.bounded && (Way == Method::pixels || has_few_entries(a, t, s));
   }
-  if (by_entries) {
-    const int32_t classes = static_cast<int32_t>(a.probs.classes);
-    find_candidates(a.plan, s, entry_bounds(a, t, s), classes, s.live, true);
+  for (int32_t i = threadIdx.x; i < a.plan.cells(); i += kThreads) s.threshold[i] = 0;
+  if (Way != Method::global && a.bounded && a.plan.resident == a.shape.queries) {
+    find_live<Way>(a, t, s);
   } else {
     all_live(a, s);
   }
-  score_chunks<Way>(a, t, s, by_entries);
+  score_chunks<Way>(a, t, s);
 }
 
 // A tile of these cells with `resident` queries.
@@ -266,7 +281,7 @@ Workspace lay_out(Arena& arena, const MapShape& shape, int64_t classes) {
   const int64_t rows = shape.images * classes;
   return {lay_out_axes(arena, shape),
           {arena.take<Entry>(rows * shape.queries), arena.take<int32_t>(rows),
-           arena.take<float>(rows)}};
+           arena.take<int32_t>(rows), arena.take<float>(rows)}};
 }
 
 }  // namespace

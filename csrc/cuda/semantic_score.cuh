@@ -183,6 +183,7 @@ __device__ inline void write_decided(const Arguments& a, const Tile& t, const Sh
 
 // A walk over the queries at one pixel, with the group's probabilities; in shared memory.
 struct SharedQueries {
+  static constexpr int kUnroll = 2;
   const float* corner;
   const float* staged;
   int32_t corners, row, padded;
@@ -199,6 +200,7 @@ struct SharedQueries {
 // The same in global memory.
 template <typename Item>
 struct GlobalQueries {
+  static constexpr int kUnroll = 1;
   const Item* grid;
   const float* of_query;
   const int32_t* listed;
@@ -226,6 +228,7 @@ __device__ void score_from_queries(const Queries& first, const Shared& s, int32_
   for (int32_t j = 0; j < listed; j += kSums) {
     float sum[kSums] = {}, probs[kSums];
     Queries at = first;
+#pragma unroll Queries::kUnroll
     for (int32_t q = 0; q < queries; ++q, at.next()) {
       const float p = probability(at.logit());
       at.probs(j, probs);

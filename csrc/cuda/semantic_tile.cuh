@@ -1,4 +1,4 @@
-// A tile of grid cells in shared memory, and which classes can win in it: for semantic_map.cu.
+// A tile of grid cells, and what a block holds of it in shared memory: for semantic_map.cu.
 #pragma once
 
 #include "cuda/map_axes.cuh"
@@ -29,17 +29,18 @@ struct alignas(8) Entry {
   float prob;
 };
 
-// The large probabilities of every class, and the sum of the others: what the bounds read.
+// The large probabilities of every class, and the sum of the others: what the bounds of cells read.
 struct Entries {
-  Entry* of_class;  // [B, K, Q], in ascending order of queries
-  int32_t* count;   // [B, K]
-  float* others;    // [B, K]
+  Entry* of_class;     // [B, K, Q], the largest first
+  int32_t* count;      // [B, K]
+  int32_t* count_top;  // [B, K] of the largest
+  float* others;       // [B, K]
 };
 
 // Where a block's shared memory holds what, in words of four bytes.
 struct Layout {
   int32_t value, prob, score, staged, best_score, best_label, undecided, threshold, count, last;
-  int32_t listed, chosen, live, live_here, counters;
+  int32_t listed, chosen, near, live, live_here, most, counters;
 };
 
 // How an image is cut up.
@@ -78,7 +79,6 @@ struct Counters {
   int32_t next;       // the first class after the group
   int32_t chosen;     // classes of the group that are scored
   int32_t undecided;  // pixels that are scored
-  int32_t entries;    // large probabilities of the image
 };
 
 // A block's shared memory.
@@ -95,8 +95,10 @@ struct Shared {
   int32_t* last;        // [cells] the last one
   int32_t* listed;      // [group] classes, ascending
   int32_t* chosen;      // [group] of them, by their place in `listed`
-  uint32_t* live;       // [K / 32] one bit a class
+  uint32_t* near;       // [K / 32] one bit a class: by the bounds of the tile
+  uint32_t* live;       // [K / 32] that may win in the tile
   uint32_t* live_here;  // [group / 32] one bit a place in `listed`
+  float* most;          // [resident] the greatest probability of a query
   Counters* counters;
 };
 
@@ -119,8 +121,10 @@ __device__ inline Shared shared_of(const Layout& at) {
           integers + at.last,
           integers + at.listed,
           integers + at.chosen,
+          bits + at.near,
           bits + at.live,
           bits + at.live_here,
+          floats + at.most,
           reinterpret_cast<Counters*>(integers + at.counters)};
 }
 
@@ -163,8 +167,10 @@ inline void lay_out_shared(Plan& plan, int64_t queries, int64_t classes, bool si
   at.last = rest.take(plan.cells());
   at.listed = rest.take(plan.group);
   at.chosen = rest.take(plan.group);
+  at.near = rest.take(words_of(classes));
   at.live = rest.take(words_of(classes));
   at.live_here = rest.take(words_of(plan.group));
+  at.most = rest.take(plan.resident);
   at.counters = rest.take(sizeof(Counters) / sizeof(int32_t));
   plan.layout = at;
   plan.shared_bytes = rest.used() * static_cast<int64_t>(sizeof(float));
@@ -235,135 +241,6 @@ __device__ void load_queries(const Arguments& a, const Tile& t, const Shared& s,
     case FloatType::bfloat16:
       return load_items<Way>(a, t, s, static_cast<const BFloat16*>(a.logits.data), first, count);
   }
-}
-
-struct Bounds {
-  float least, most;
-};
-
-__device__ inline Bounds corner_bounds(const float* corner, int row) {
-  const Corners c{corner[0], corner[1], corner[row], corner[row + 1]};
-  return {least(c), most(c)};
-}
-
-// What the lanes of a warp hold, each of another class, before they go through these classes.
-struct ClassHead {
-  int32_t count = 0;
-  float others = 0.0f;
-};
-
-// Bounds of class k from its large probabilities.
-struct EntryBounds {
-  const Entry* entries;  // [K, Q]
-  const int32_t* count;  // [K]
-  const float* others;   // [K]
-  const float* prob;
-  int32_t queries, corners, row;
-
-  __device__ ClassHead head(int32_t k) const { return {count[k], others[k]}; }
-
-  __device__ Bounds operator()(int32_t k, const ClassHead& head, int32_t corner) const {
-    Bounds sum{0.0f, head.others};
-    const Entry* of_class = entries + int64_t{1} * k * queries;
-    for (int32_t e = 0; e < head.count; ++e) {
-      const Entry entry = of_class[e];
-      Bounds b = corner_bounds(prob + entry.query * corners + corner, row);
-      if (b.most > 1.0f) b = {0.0f, 1.0f};
-      sum.least += entry.prob * b.least;
-      sum.most += entry.prob * b.most;
-    }
-    return sum;
-  }
-};
-
-// Bounds of the class in place j of the group from its scores at the corners.
-struct CornerBounds {
-  const float* score;
-  int32_t corners, row;
-
-  __device__ ClassHead head(int32_t) const { return {}; }
-
-  __device__ Bounds operator()(int32_t j, const ClassHead&, int32_t corner) const {
-    return corner_bounds(score + j * corners + corner, row);
-  }
-};
-
-// One walk over all contenders and cells. First: the greatest lower bound of every cell. Then: the
-// candidates, and which contenders are one somewhere. A warp takes every kWarps-th contender.
-template <bool First, typename BoundsOf>
-__device__ void walk_bounds(const Plan& plan, const Shared& s, const BoundsOf& bounds_of,
-                            int32_t contenders, uint32_t* live) {
-  const int32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  for (int32_t start = 0; start < plan.cells(); start += kWarp) {
-    const bool exists = start + lane < plan.cells();
-    const int32_t cell = exists ? start + lane : start, corner = plan.corner_of(cell);
-    const float threshold = First ? 0.0f : __int_as_float(s.threshold[cell]) * (1.0f - kMargin);
-    float greatest = 0.0f;
-    int32_t count = 0, last = -1;
-    for (int32_t base = warp; base < contenders; base += kWarps * kWarp) {
-      const int32_t mine = base + kWarps * lane;
-      const ClassHead own = mine < contenders ? bounds_of.head(mine) : ClassHead{};
-      for (int32_t i = 0; i < kWarp && base + kWarps * i < contenders; ++i) {
-        const int32_t n = base + kWarps * i;
-        const ClassHead head{__shfl_sync(kAllLanes, own.count, i),
-                             __shfl_sync(kAllLanes, own.others, i)};
-        const Bounds bounds = bounds_of(n, head, corner);
-        greatest = fmaxf(greatest, bounds.least);
-        if (First) continue;
-        const bool candidate = exists && bounds.most >= threshold;
-        count += candidate ? 1 : 0;
-        last = candidate ? n : last;
-        if (__any_sync(kAllLanes, candidate) && lane == 0) atomicOr(live + n / 32, 1u << n % 32);
-      }
-    }
-    if (exists && First) atomicMax(s.threshold + cell, __float_as_int(greatest));
-    if (exists && !First && count > 0) {
-      atomicAdd(s.count + cell, count);
-      atomicMax(s.last + cell, last);
-    }
-  }
-}
-
-// Fills `live` (bits of the contenders that may win somewhere), count and last. `threshold` keeps
-// what it has from other contenders unless `first`. Begins and ends with a barrier.
-template <typename BoundsOf>
-__device__ void find_candidates(const Plan& plan, const Shared& s, const BoundsOf& bounds_of,
-                                int32_t contenders, uint32_t* live, bool first) {
-  for (int32_t i = threadIdx.x; i < plan.cells(); i += kThreads) {
-    if (first) s.threshold[i] = 0;
-    s.count[i] = 0;
-    s.last[i] = -1;
-  }
-  for (int32_t i = threadIdx.x; i < words_of(contenders); i += kThreads) live[i] = 0;
-  __syncthreads();
-  walk_bounds<true>(plan, s, bounds_of, contenders, live);
-  __syncthreads();
-  walk_bounds<false>(plan, s, bounds_of, contenders, live);
-  __syncthreads();
-}
-
-// The next bits that are set in `live`, from `next` on, at most `most`: ascending to `list`. One
-// warp. Returns how many.
-__device__ inline int32_t list_bits(const uint32_t* live, int32_t bits, int32_t next, int32_t most,
-                                    int32_t* list) {
-  const int32_t lane = threadIdx.x % kWarp;
-  int32_t listed = 0;
-  for (int32_t start = next / 32; start < words_of(bits) && listed < most; start += kWarp) {
-    const int32_t word = start + lane;
-    uint32_t set = word < words_of(bits) ? live[word] : 0;
-    if (word == next / 32) set &= kAllLanes << next % 32;
-    int32_t before = __popc(set);
-    for (int32_t delta = 1; delta < kWarp; delta *= 2) {
-      const int32_t other = __shfl_up_sync(kAllLanes, before, static_cast<unsigned>(delta));
-      before += lane >= delta ? other : 0;
-    }
-    const int32_t end = listed + __shfl_sync(kAllLanes, before, kWarp - 1);
-    for (int32_t at = listed + before - __popc(set); set != 0 && at < most; set &= set - 1) {
-      list[at++] = 32 * word + __ffs(static_cast<int>(set)) - 1;
-    }
-    listed = min(end, most);
-  }
-  return listed;
 }
 
 }  // namespace
