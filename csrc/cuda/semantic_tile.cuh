@@ -219,7 +219,7 @@ __device__ void load_items(const Arguments& a, const Tile& t, const Shared& s, c
   if (corner >= a.plan.corners) return;
   const int64_t area = a.shape.rows * a.shape.columns;
   const Item* from = items + (t.image * a.shape.queries + first) * area + grid_offset(a, t, corner);
-#pragma unroll 4
+#pragma unroll 3
   for (int32_t q = threadIdx.x / a.plan.slots; q < count; q += kThreads / a.plan.slots) {
     const float logit = to_float(from[q * area]);
     const float p = probability(logit);
