@@ -15,6 +15,8 @@ __device__ __forceinline__ Bounds bounds_of(const Corners& corners, float score)
   return {score * probability(least(corners)), score * probability(most(corners))};
 }
 
+constexpr int32_t kNoCell = -1;
+
 // A cell under the tile.
 struct Cell {
   CellOffsets offsets;
@@ -31,35 +33,55 @@ __device__ inline Cell cell_of(const TileShared& tile, int32_t index, int32_t ac
   return {cell_offsets(tile.rows, tile.columns, row, column, grid_columns), index, high * wide};
 }
 
-// First look at the cells of a warp: bits of the queries whose mask ends there, and of those that
-// may win by what the queries before them leave. Counts the pixels of cells inside a mask. Returns
-// what an upper bound must reach. Lanes without a cell have no pixels.
+// Bits of the queries, 32 at a time: of those that may win in a cell, and whose mask ends there.
+struct CellBits {
+  int32_t word;
+  uint32_t candidates, border;
+
+  __device__ void store(const Contest& c, const TileMemory& memory, const Cell& cell) const {
+    if (cell.index == kNoCell) return;
+    memory.candidates[word * c.most_cells + cell.index] = candidates;
+    memory.border[word * c.most_cells + cell.index] = border;
+  }
+};
+
+// First look at a warp's cells: finds the queries whose mask ends there, and those that may win by
+// what the queries before them leave, and counts the pixels of cells that lie inside a mask.
+// Returns what an upper bound must reach. A lane with kNoCell has no pixels.
 template <typename Item>
 __device__ float bound_cell(const Contest& c, const TileMemory& memory, const Place<Item>& place,
-                            const Cell& cell, bool valid) {
+                            const Cell& cell) {
+  constexpr int kTogether = 3;  // queries whose loads are under way at a time
   const int64_t plane = c.shape.rows * c.shape.columns;
-  const int32_t words = static_cast<int32_t>(words_of(c));
-  int32_t word = 0, n = 0;
+  CellBits bits{};
   float threshold = 0.0f;
-  for (; word < words; ++word) {
-    uint32_t candidates = 0, border = 0;
-    for (; n < place.count && place.kept[n] / kWarp == word; ++n) {
-      const int32_t q = place.kept[n];
+  for (int32_t first = 0; first < place.count; first += kTogether) {
+    Corners corners[kTogether];
+    int32_t queries[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      queries[j] = place.kept[min(first + j, place.count - 1)];
+      corners[j] = load_corners(place.grids + queries[j] * plane, cell.offsets);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      if (first + j >= place.count) break;
+      const int32_t q = queries[j];
       const float score = place.score[q];
       const MaskLimits limits = mask_limits(c.rules, score);
-      const Bounds bounds = bounds_of(load_corners(place.grids + q * plane, cell.offsets), score);
+      const Bounds bounds = bounds_of(corners[j], score);
       const bool inside = bounds.least >= limits.inside;
       const int32_t owned = __reduce_add_sync(kAllLanes, inside ? cell.pixels : 0);
       if (threadIdx.x % kWarp == 0 && owned != 0) atomicAdd(&memory.original[q], owned);
       threshold = fmaxf(threshold, bounds.least * (1.0f - kMargin));
+      for (; bits.word < q / kWarp; bits = {bits.word + 1, 0, 0}) bits.store(c, memory, cell);
       const uint32_t bit = 1u << (q % kWarp);
-      candidates |= bounds.most >= threshold ? bit : 0;
-      border |= !inside && bounds.most >= limits.outside ? bit : 0;
+      bits.candidates |= bounds.most >= threshold ? bit : 0;
+      bits.border |= !inside && bounds.most >= limits.outside ? bit : 0;
     }
-    if (!valid) continue;
-    memory.candidates[word * c.most_cells + cell.index] = candidates;
-    memory.border[word * c.most_cells + cell.index] = border;
   }
+  const int32_t words = static_cast<int32_t>(words_of(c));
+  for (; bits.word < words; bits = {bits.word + 1, 0, 0}) bits.store(c, memory, cell);
   return threshold;
 }
 
@@ -113,8 +135,11 @@ __device__ void bound_tile(const Contest& c, TileShared& tile, const TileMemory&
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < whole_warps; i += kTileThreads) {
     const bool valid = i < cells;
     Cell cell = cell_of(tile, valid ? i : 0, across, c.shape.columns);
-    if (!valid) cell.pixels = 0;
-    const float threshold = bound_cell(c, memory, place, cell, valid);
+    if (!valid) {
+      cell.index = kNoCell;
+      cell.pixels = 0;
+    }
+    const float threshold = bound_cell(c, memory, place, cell);
     if (valid) decide_cell(c, tile, memory, place, cell, threshold);
   }
 }
