@@ -64,7 +64,9 @@ __device__ Threshold bound_cell(const Contest& c, const TileMemory& memory,
                                 const Place<Item>& place, const Cell& cell) {
   constexpr int kTogether = 4;  // contenders whose loads are under way at a time
   static_assert(kWarp % kTogether == 0, "they have their bits in one word");
-  const int64_t plane = c.shape.rows * c.shape.columns;
+  const uint32_t plane = static_cast<uint32_t>(c.shape.rows * c.shape.columns);  // see plan_contest
+  const Item* cell_of_first = place.grids + cell.offsets.upper_left;
+  const CellOffsets corners_of_cell{0, cell.offsets.down, cell.offsets.right};
   uint32_t candidates = 0, border = 0;
   Threshold threshold;
   for (int32_t first = 0; first < place.count; first += kTogether) {
@@ -73,7 +75,8 @@ __device__ Threshold bound_cell(const Contest& c, const TileMemory& memory,
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
       who[j] = place.kept[min(first + j, place.count - 1)];
-      corners[j] = load_corners(place.grids + who[j].query * plane, cell.offsets);
+      corners[j] = load_corners(
+          cell_of_first + uint64_t{static_cast<uint32_t>(who[j].query)} * plane, corners_of_cell);
     }
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {

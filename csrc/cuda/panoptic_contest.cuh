@@ -92,7 +92,10 @@ __device__ void contest_open_cells(const Contest& c, const TileShared& tile,
     int32_t* pixel = pixel_at(c, tile, place, run, x);
     const int32_t mark = memory.mark[index];
     if (mark != kOpen) {
-      for (int j = 0; j < run.count; ++j) pixel[j * c.shape.width] = mark;
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) {
+        if (j < run.count) pixel[j * c.shape.width] = mark;
+      }
       continue;
     }
     const CellOffsets offsets = cell_offsets(tile.rows, tile.columns, row, column, c.shape.columns);

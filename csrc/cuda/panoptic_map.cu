@@ -93,7 +93,8 @@ Contest plan_contest(const MaskLogits& logits, const PanopticRules& rules, int32
             state,
             shape.queries <= kMostSharedCounters,
             0};
-  if (!c.counts_in_shared || !pays_to_bound(shape)) return c;
+  const bool fits_32_bits = shape.rows * shape.columns <= UINT32_MAX;  // as bound_cell() has it
+  if (!c.counts_in_shared || !fits_32_bits || !pays_to_bound(shape)) return c;
   const int64_t cells = most_cells(kTileRows, shape.rows, shape.height) *
                         most_cells(kTileColumns, shape.columns, shape.width);
   constexpr int64_t kMostCells = 4096;
