@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "core/map_shape.hpp"
+#include "core/host_device.hpp"
 
 namespace maskformer {
 
@@ -30,17 +30,6 @@ MASKFORMER_HD bool is_kept(float score, int64_t label, int64_t num_classes,
 // Whether a pixel belongs to the query's own mask.
 MASKFORMER_HD bool in_mask(float score, float prob, const PanopticRules& rules) {
   return (rules.dialect == Dialect::transformers ? score * prob : prob) >= rules.mask_threshold;
-}
-
-// A mask's limits for score * prob: a cell is inside from the second on, outside below the first.
-struct MaskLimits {
-  float outside, inside;
-};
-
-MASKFORMER_HD MaskLimits mask_limits(const PanopticRules& rules, float score) {
-  const float limit =
-      rules.dialect == Dialect::transformers ? rules.mask_threshold : rules.mask_threshold * score;
-  return {limit * (1.0f - kMargin), limit * (1.0f + kMargin)};
 }
 
 // Whether a query keeps the pixels that it won.

@@ -81,6 +81,17 @@ Contest lay_out(Arena& arena, const MapShape& shape, bool sigmoid_first) {
   return c;
 }
 
+// A mask's limits for score * prob: a cell is inside from the second on, outside below the first.
+struct MaskLimits {
+  float outside, inside;
+};
+
+MaskLimits mask_limits(const PanopticRules& rules, float score) {
+  const float limit =
+      rules.dialect == Dialect::transformers ? rules.mask_threshold : rules.mask_threshold * score;
+  return {limit * (1.0f - kMargin), limit * (1.0f + kMargin)};
+}
+
 // Bounds of score * prob, the pixels that lie inside masks, and where masks end.
 void bound(Contest& c) {
   std::fill_n(c.border, kTileCells, 0);

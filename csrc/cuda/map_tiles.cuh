@@ -10,7 +10,7 @@
 
 #include "core/map_shape.hpp"
 #include "core/sampling.hpp"
-#include "cuda/device.cuh"
+#include "cuda/intrinsics.cuh"
 
 namespace maskformer::cuda {
 
@@ -126,7 +126,7 @@ __device__ __forceinline__ float sample(const Corners& c, float down, float righ
 __device__ __forceinline__ float probability(float logit) {
   const float e = expf(-fabsf(logit));
   const float sum = 1.0f + e;
-  const float rough = __fdividef(1.0f, sum);
+  const float rough = rough_reciprocal(sum);
   const float reciprocal = fmaf(fmaf(-sum, rough, 1.0f), rough, rough);
   const float p = (logit < 0.0f ? e : 1.0f) * reciprocal;
   return p == p ? p : 0.0f;

@@ -80,7 +80,7 @@ template <bool SigmoidFirst, typename Item>
 __device__ void contest_open_cells(const Contest& c, const TileShared& tile,
                                    const TileMemory& memory, const Place<Item>& place) {
   const int64_t plane = c.shape.rows * c.shape.columns;
-  const int32_t words = static_cast<int32_t>(words_of(c)), across = tile.columns.cells();
+  const int32_t words = (place.count + kWarp - 1) / kWarp, across = tile.columns.cells();
   const int32_t x = static_cast<int32_t>(threadIdx.x) % kTileColumns;
   if (x >= tile.columns.outputs) return;
   const int32_t column = tile.columns.low[x];
@@ -92,7 +92,10 @@ __device__ void contest_open_cells(const Contest& c, const TileShared& tile,
     int32_t* pixel = pixel_at(c, tile, place, run, x);
     const int32_t mark = memory.mark[index];
     if (mark != kOpen) {
-      for (int j = 0; j < run.count; ++j) pixel[j * c.shape.width] = mark;
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) {
+        if (j < run.count) pixel[j * c.shape.width] = mark;
+      }
       continue;
     }
     const CellOffsets offsets = cell_offsets(tile.rows, tile.columns, row, column, c.shape.columns);
@@ -101,10 +104,11 @@ __device__ void contest_open_cells(const Contest& c, const TileShared& tile,
       const uint32_t border = memory.border[word * c.most_cells + index];
       uint32_t left = border | memory.candidates[word * c.most_cells + index];
       for (; left != 0; left &= left - 1) {
-        const int32_t bit = __ffs(static_cast<int>(left)) - 1, q = word * kWarp + bit;
-        const Corners corners = load_corners(place.grids + q * plane, offsets);
-        const int32_t owned = meet<SigmoidFirst>(p, q, place.score[q], corners, c.rules);
-        if ((border >> bit & 1u) != 0 && owned != 0) atomicAdd(&memory.original[q], owned);
+        const int32_t bit = __ffs(static_cast<int>(left)) - 1;
+        const Contender who = place.kept[word * kWarp + bit];
+        const Corners corners = load_corners(place.grids + who.query * plane, offsets);
+        const int32_t owned = meet<SigmoidFirst>(p, who.query, who.score, corners, c.rules);
+        if ((border >> bit & 1u) != 0 && owned != 0) atomicAdd(&memory.original[who.query], owned);
       }
     }
     store_pixels(c, memory, place, p, pixel);
@@ -125,12 +129,12 @@ __device__ void contest_everywhere(const Contest& c, const TileShared& tile,
         cell_offsets(tile.rows, tile.columns, tile.rows.low[run.first], column, c.shape.columns);
     Pixels4 p = start_pixels(tile, run, x);
     for (int32_t n = 0; n < place.count; ++n) {
-      const int32_t q = place.kept[n];
-      const Corners corners = load_corners(place.grids + q * plane, offsets);
-      const int32_t owned = meet<SigmoidFirst>(p, q, place.score[q], corners, c.rules);
+      const Contender who = place.kept[n];
+      const Corners corners = load_corners(place.grids + who.query * plane, offsets);
+      const int32_t owned = meet<SigmoidFirst>(p, who.query, who.score, corners, c.rules);
       const int32_t sum = __reduce_add_sync(kAllLanes, owned);
       if (threadIdx.x % kWarp != 0 || sum == 0) continue;
-      tally(c, memory.original, c.state.pixels.original, place.first_query, q, sum);
+      tally(c, memory.original, c.state.pixels.original, place.first_query, who.query, sum);
     }
     if (p.count > 0) store_pixels(c, memory, place, p, pixel_at(c, tile, place, run, x));
   }

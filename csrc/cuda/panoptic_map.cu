@@ -35,7 +35,7 @@ PanopticState lay_out(Arena& arena, int64_t images, int64_t queries, int64_t cla
   const int64_t all = images * queries;
   PanopticState state{};
   state.kept_count = arena.take<int32_t>(images);
-  state.kept = arena.take<int32_t>(all);
+  state.kept = arena.take<Contender>(all);
   state.pixels.won = arena.take<unsigned long long>(all);
   state.pixels.written = arena.take<unsigned long long>(all);
   state.pixels.original = arena.take<unsigned long long>(all);
@@ -83,19 +83,18 @@ void launch_contest(const Contest& c, Stream stream) {
 }
 
 // Bounds are for tiles whose bits fit beside those of other blocks.
-Contest plan_contest(const MaskLogits& logits, const PanopticRules& rules,
-                     const PanopticOutput& output, const MapShape& shape,
-                     const PanopticState& state) {
+Contest plan_contest(const MaskLogits& logits, const PanopticRules& rules, int32_t* segments,
+                     const MapShape& shape, const PanopticState& state) {
   Contest c{shape,
             rules,
             logits.region,
             logits.data,
-            output.score,
-            output.segments,
+            segments,
             state,
             shape.queries <= kMostSharedCounters,
             0};
-  if (!c.counts_in_shared || !pays_to_bound(shape)) return c;
+  const bool fits_32_bits = shape.rows * shape.columns <= UINT32_MAX;  // as bound_cell() has it
+  if (!c.counts_in_shared || !fits_32_bits || !pays_to_bound(shape)) return c;
   const int64_t cells = most_cells(kTileRows, shape.rows, shape.height) *
                         most_cells(kTileColumns, shape.columns, shape.width);
   constexpr int64_t kMostCells = 4096;
@@ -114,7 +113,7 @@ void run(const ClassLogits& class_logits, const MaskLogits& mask_logits, const T
   launch("panoptic_map: list_kept", list_kept<Item>, blocks(shape.images), kQueryThreads, bits,
          stream, static_cast<const Item*>(class_logits.data), classes, queries, rules, output,
          state);
-  launch_contest<Item>(plan_contest(mask_logits, rules, output, shape, state), stream);
+  launch_contest<Item>(plan_contest(mask_logits, rules, output.segments, shape, state), stream);
   launch("panoptic_map: conclude", conclude, blocks(shape.images), kQueryThreads, bits, stream,
          things, classes, queries, rules, output, state);
   launch("panoptic_map: write_ids", write_ids, blocks(shape.images * parts), kIdThreads, 0, stream,

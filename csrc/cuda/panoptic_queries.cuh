@@ -1,6 +1,7 @@
 // The kernels of panoptic_map that look at queries and not at pixels: one block for each image.
 #pragma once
 
+#include "core/map_shape.hpp"
 #include "cuda/device.cuh"
 #include "cuda/panoptic_map.hpp"
 
@@ -17,10 +18,17 @@ struct Counters {
   unsigned long long* original;
 };
 
+// A query that competes, and what its mask is in terms of logits: a cell lies outside it if all of
+// its corners are below the one limit, and inside if none is below the other.
+struct alignas(16) Contender {
+  float score, outside, inside;
+  int32_t query;
+};
+
 // Workspace: what one kernel leaves to the next.
 struct PanopticState {
   int32_t* kept_count;      // [B]
-  int32_t* kept;            // [B, Q] the queries that compete, in ascending order
+  Contender* kept;          // [B, Q] the queries that compete, in ascending order
   Counters pixels;          // [B, Q]
   int32_t* first_of_class;  // [B, K] the lowest query that survived, of a stuff class
 };
@@ -78,6 +86,17 @@ __device__ Classified classify_query(const Item* logits, int32_t count, int32_t 
   return {1.0f / sum, label};
 }
 
+__device__ inline float logit(double p) {
+  if (p <= 0.0) return -INFINITY;
+  return p >= 1.0 ? INFINITY : static_cast<float>(log(p / (1.0 - p)));
+}
+
+__device__ inline Contender contender(int32_t query, float score, const PanopticRules& rules) {
+  const double weight = rules.dialect == Dialect::transformers ? score : 1.0;
+  const double limit = rules.mask_threshold / weight;
+  return {score, logit(limit * (1.0 - kMargin)), logit(limit * (1.0 + kMargin)), query};
+}
+
 // Scores and labels, the list of the queries that compete, and counters at 0.
 template <typename Item>
 __global__ void __launch_bounds__(kQueryThreads)
@@ -105,7 +124,9 @@ __global__ void __launch_bounds__(kQueryThreads)
     pixels.won[first + q] = pixels.written[first + q] = pixels.original[first + q] = 0;
     const int32_t rank = rank_of(kept, q);
     const bool is_set = (kept[q / kWarp] >> (q % kWarp) & 1u) != 0;
-    if (is_set) state.kept[first + rank] = static_cast<int32_t>(q);
+    if (is_set) {
+      state.kept[first + rank] = contender(static_cast<int32_t>(q), output.score[first + q], rules);
+    }
     if (q == queries - 1) state.kept_count[image] = rank + (is_set ? 1 : 0);
   }
 }
@@ -134,7 +155,7 @@ __global__ void __launch_bounds__(kQueryThreads)
                     rules);
   };
   for (int32_t n = static_cast<int32_t>(threadIdx.x); n < kept; n += kQueryThreads) {
-    const int32_t q = state.kept[first + n];
+    const int32_t q = state.kept[first + n].query;
     const int64_t label = output.label[first + q];
     if (!stands(q)) continue;
     output.area[first + q] = static_cast<int32_t>(state.pixels.written[first + q]);
@@ -146,12 +167,12 @@ __global__ void __launch_bounds__(kQueryThreads)
     return things.contains(label) ? q : first_of_class[label];
   };
   for (int32_t n = static_cast<int32_t>(threadIdx.x); n < kept; n += kQueryThreads) {
-    const int32_t q = state.kept[first + n];
+    const int32_t q = state.kept[first + n].query;
     if (stands(q) && leader(q) == q) set_bit(leads, q);
   }
   __syncthreads();
   for (int32_t n = static_cast<int32_t>(threadIdx.x); n < kept; n += kQueryThreads) {
-    const int32_t q = state.kept[first + n];
+    const int32_t q = state.kept[first + n].query;
     if (stands(q)) output.segment_of_query[first + q] = 1 + rank_of(leads, leader(q));
   }
 }

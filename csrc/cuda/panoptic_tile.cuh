@@ -22,7 +22,6 @@ struct Contest {
   PanopticRules rules;
   const double* region;
   const void* logits;
-  const float* score;
   int32_t* segments;
   PanopticState state;
   bool counts_in_shared;
@@ -32,9 +31,8 @@ struct Contest {
 // Of one image, and the block's place in it.
 template <typename Item>
 struct Place {
-  const Item* grids;    // [Q, h, w]
-  const float* score;   // [Q]
-  const int32_t* kept;  // [count]
+  const Item* grids;      // [Q, h, w]
+  const Contender* kept;  // [count]
   int32_t count;
   int64_t first_query;  // in [B, Q]
   int32_t* segments;    // [H, W]
@@ -60,8 +58,8 @@ struct TileMemory {
   int32_t* written;
   int32_t* original;
   int32_t* mark;         // [most_cells] the winner of a cell, kVoid or kOpen
-  uint32_t* candidates;  // [words, most_cells] bits of queries that may win in a cell
-  uint32_t* border;      // [words, most_cells] bits of queries whose mask ends in a cell
+  uint32_t* candidates;  // [words, most_cells] bits of contenders that may win in a cell
+  uint32_t* border;      // [words, most_cells] bits of contenders whose mask ends in a cell
 };
 
 MASKFORMER_HD int64_t counters_of(const Contest& c) {
@@ -106,7 +104,7 @@ __device__ void flush_counters(const Contest& c, const TileMemory& memory,
                                const Place<Item>& place) {
   if (!c.counts_in_shared) return;
   for (int32_t n = static_cast<int32_t>(threadIdx.x); n < place.count; n += kTileThreads) {
-    const int32_t q = place.kept[n];
+    const int32_t q = place.kept[n].query;
     const Counters& pixels = c.state.pixels;
     add_to_global(&pixels.won[place.first_query + q], memory.won[q]);
     add_to_global(&pixels.written[place.first_query + q], memory.written[q]);
@@ -137,7 +135,6 @@ __device__ Place<Item> place_of(const Contest& c, int64_t image) {
   const int64_t first = image * c.shape.queries;
   const Item* logits = static_cast<const Item*>(c.logits);
   return {logits + first * c.shape.rows * c.shape.columns,
-          c.score + first,
           c.state.kept + first,
           c.state.kept_count[image],
           first,
