@@ -34,9 +34,9 @@ namespace {
 constexpr float kSmallSum = 0.05f;  // of a class's probabilities that its bounds count as a sum
 constexpr float kTop = 0.0625f;     // a class's largest probabilities are not smaller
 constexpr float kAboveAll = 2.0f;
-constexpr int32_t kGroupOfCorners = 64, kGroupOfPixels = 32;  // classes
-constexpr int32_t kPart = 256;                                // queries, where not all fit
-constexpr int64_t kPreferredShared = 72 * 1024;               // three blocks on an sm_90
+constexpr int32_t kGroup = 32;                   // classes that are scored together
+constexpr int32_t kPart = 256;                   // queries, where not all fit
+constexpr int64_t kPreferredShared = 72 * 1024;  // three blocks on an sm_90
 constexpr int64_t kMostSlices = 65535;
 
 __device__ float warp_sum(float value) {
@@ -217,7 +217,9 @@ __device__ void find_live(const Arguments& a, const Tile& t, const Shared& s) {
 
 template <Method Way>
 __global__ void __launch_bounds__(kThreads, 3) score_tiles(const Arguments a) {
-  const Tile t = tile_of_block(a);
+  __shared__ Tile t;  // not in registers, which the products need
+  if (threadIdx.x == 0) t = tile_of_block(a);
+  __syncthreads();
   if (t.pixels() <= int64_t{1} * blockIdx.y * kPixels) return;
   const Shared s = shared_of(a.plan.layout);
   if (Way != Method::global && a.plan.resident == a.shape.queries) {
@@ -257,10 +259,9 @@ Plan plan_of(const MapShape& shape, int64_t classes, bool sigmoid_first) {
   constexpr int32_t kTiles[][2] = {{4, 16}, {2, 16}, {2, 8}, {2, 4}, {1, 4}, {1, 1}};
   const int64_t most = most_shared_bytes();
   const int32_t queries = static_cast<int32_t>(shape.queries);
-  const int32_t group = sigmoid_first ? kGroupOfCorners : kGroupOfPixels;
   for (const int64_t budget : {std::min(kPreferredShared, most), most}) {
     for (const auto& [rows, columns] : kTiles) {
-      const Plan plan = plan_with(rows, columns, queries, group, shape, classes, sigmoid_first);
+      const Plan plan = plan_with(rows, columns, queries, kGroup, shape, classes, sigmoid_first);
       const bool one_slice = plan.slices == 1 || plan.columns == 1;
       if (one_slice && plan.shared_bytes <= budget) return plan;
     }

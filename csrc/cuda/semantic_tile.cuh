@@ -12,6 +12,7 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kPixels = 1536;  // that a block scores at a time
 constexpr int kQuad = 4;       // corners that a thread reads together
 constexpr int kSums = 8;       // classes that a thread sums together
+constexpr int kAhead = 5;      // loads of a thread that are under way together
 constexpr int kStaged = 2048;  // class probabilities in shared memory at a time, for the corners
 
 constexpr float kWildMark = 2.0f;  // instead of the probability of a logit beyond kWild
@@ -219,15 +220,22 @@ __device__ void load_items(const Arguments& a, const Tile& t, const Shared& s, c
   if (corner >= a.plan.corners) return;
   const int64_t area = a.shape.rows * a.shape.columns;
   const Item* from = items + (t.image * a.shape.queries + first) * area + grid_offset(a, t, corner);
-#pragma unroll 3
-  for (int32_t q = threadIdx.x / a.plan.slots; q < count; q += kThreads / a.plan.slots) {
-    const float logit = to_float(from[q * area]);
-    const float p = probability(logit);
-    s.value[q * a.plan.corners + corner] = Way == Method::corners ? p : logit;
-    if (Way == Method::pixels) {
-      s.prob[q * a.plan.corners + corner] = magnitude(logit) < kWild ? p : kWildMark;
-    }
+  const int32_t step = kThreads / a.plan.slots;
+  const auto keep = [&](int32_t q, Item item) {
+    const float logit = to_float(item), p = probability(logit);
+    const int32_t at = q * a.plan.corners + corner;
+    s.value[at] = Way == Method::corners ? p : logit;
+    if (Way == Method::pixels) s.prob[at] = magnitude(logit) < kWild ? p : kWildMark;
+  };
+  int32_t q = threadIdx.x / a.plan.slots;
+  for (; q + (kAhead - 1) * step < count; q += kAhead * step) {
+    Item ahead[kAhead];
+#pragma unroll
+    for (int32_t i = 0; i < kAhead; ++i) ahead[i] = from[(q + i * step) * area];
+#pragma unroll
+    for (int32_t i = 0; i < kAhead; ++i) keep(q + i * step, ahead[i]);
   }
+  for (; q < count; q += step) keep(q, from[q * area]);
 }
 
 template <Method Way>
