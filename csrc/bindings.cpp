@@ -206,16 +206,8 @@ void sigmoid_backward_in_place(uintptr_t x, uintptr_t grad, int64_t count, int t
   });
 }
 
-// The maps: sizes in the order of MapShape.
-cpu::MapShape map_shape(const std::array<int64_t, 6>& sizes) {
-  const char* names[] = {"images", "queries", "rows", "columns", "height", "width"};
-  for (size_t i = 0; i < sizes.size(); ++i) at_least(names[i], sizes[i], i == 0 ? 0 : 1);
-  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
-}
-
 // Region [B, 2]: 0 < rows <= h and 0 < columns <= w keep the reads inside the grid.
-cpu::MaskLogits map_logits(uintptr_t logits, int type, uintptr_t region,
-                           const cpu::MapShape& shape) {
+MaskLogits map_logits(uintptr_t logits, int type, uintptr_t region, const MapShape& shape) {
   const double* extent = pointer<const double>(region);
   for (int64_t n = 0; n < shape.images; ++n) {
     const double rows = extent[2 * n], columns = extent[2 * n + 1];
@@ -232,9 +224,9 @@ void semantic_map(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t a
                   uintptr_t others, uintptr_t labels, int label_bytes, uintptr_t scores,
                   const std::array<int64_t, 6>& sizes, const std::array<int64_t, 2>& held_rows,
                   int64_t classes, bool sigmoid_first, bool prune, int threads) {
-  cpu::MapShape shape = map_shape(sizes);
+  MapShape shape = map_shape(sizes);
   shape.prune = prune;
-  cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+  MaskLogits logits = map_logits(mask_logits, type, region, shape);
   std::tie(logits.first_row, logits.last_row) = std::tuple_cat(held_rows);
   at_least("held_rows", logits.first_row, 0);
   at_least("held_rows", logits.held_rows(), 1);
@@ -272,9 +264,9 @@ void panoptic_map(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t s
                   uintptr_t segment_of_query, uintptr_t area, const std::array<int64_t, 6>& sizes,
                   int64_t classes, int dialect, float score_threshold, float mask_threshold,
                   float overlap_threshold, bool prune, int threads) {
-  cpu::MapShape shape = map_shape(sizes);
+  MapShape shape = map_shape(sizes);
   shape.prune = prune;
-  const cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+  const MaskLogits logits = map_logits(mask_logits, type, region, shape);
   at_least("classes", classes, 1);
   at_least("threads", threads, 1);
   const int64_t* labels = pointer<const int64_t>(label);
@@ -299,7 +291,7 @@ void panoptic_map(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t s
 }
 
 // query [count]: which of the B * Q grids.
-const int64_t* grid_indices(uintptr_t query, int64_t count, const cpu::MapShape& shape) {
+const int64_t* grid_indices(uintptr_t query, int64_t count, const MapShape& shape) {
   const int64_t* indices = pointer<const int64_t>(query);
   at_least("count", count, 0);
   for (int64_t i = 0; i < count; ++i) {
@@ -314,8 +306,8 @@ const int64_t* grid_indices(uintptr_t query, int64_t count, const cpu::MapShape&
 void instance_statistics(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t query,
                          int64_t count, uintptr_t mean, uintptr_t boxes,
                          const std::array<int64_t, 6>& sizes, int threads) {
-  const cpu::MapShape shape = map_shape(sizes);
-  const cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+  const MapShape shape = map_shape(sizes);
+  const MaskLogits logits = map_logits(mask_logits, type, region, shape);
   at_least("threads", threads, 1);
   const int64_t* indices = grid_indices(query, count, shape);
   const py::gil_scoped_release no_gil;
@@ -329,8 +321,8 @@ void instance_statistics(uintptr_t mask_logits, int type, uintptr_t region, uint
 void instance_masks(uintptr_t mask_logits, int type, uintptr_t region, uintptr_t query,
                     int64_t count, uintptr_t masks, const std::array<int64_t, 6>& sizes,
                     int threads) {
-  const cpu::MapShape shape = map_shape(sizes);
-  const cpu::MaskLogits logits = map_logits(mask_logits, type, region, shape);
+  const MapShape shape = map_shape(sizes);
+  const MaskLogits logits = map_logits(mask_logits, type, region, shape);
   at_least("threads", threads, 1);
   const int64_t* indices = grid_indices(query, count, shape);
   const py::gil_scoped_release no_gil;

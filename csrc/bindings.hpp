@@ -4,11 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
-#include "core/float_types.hpp"
+#include "core/map_shape.hpp"
 
 namespace py = pybind11;
 
@@ -31,6 +32,13 @@ inline FloatType float_type(int type) {
     throw std::invalid_argument("type: expected 0, 1 or 2, got " + std::to_string(type));
   }
   return static_cast<FloatType>(type);
+}
+
+// The maps: sizes in the order of MapShape.
+inline MapShape map_shape(const std::array<int64_t, 6>& sizes) {
+  const char* names[] = {"images", "queries", "rows", "columns", "height", "width"};
+  for (size_t i = 0; i < sizes.size(); ++i) at_least(names[i], sizes[i], i == 0 ? 0 : 1);
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
 }
 
 // Adds the CUDA launchers to the module: `_C.cuda`, and `_C_emulated`.

@@ -217,3 +217,27 @@ def test_compiles_without_graph_breaks_at_two_sizes():
         expected = instance_masks(class_logits, mask_logits, size, thing_classes=(2, 0))
         got = compiled(class_logits, mask_logits, size, thing_classes=(2, 0))
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@each_backend("instance_masks")
+def test_the_same_bits_on_every_run_and_in_any_order_of_threads(backend, monkeypatch):
+    class_logits, mask_logits = random_predictions(2, 9, 4, 9, 19)
+    runs = []
+    for seed in (0, 1, 2):
+        monkeypatch.setenv("MASKFORMER_EMULATION_SEED", str(seed))
+        runs.append(instance_masks(class_logits, mask_logits, (70, 301), backend=backend))
+    for again in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
+
+
+@each_backend("instance_masks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 600), (67, 33)], ids=str)
+def test_each_mask_is_in_its_place(backend, dtype, size):
+    class_logits, mask_logits = random_predictions(3, 7, 2, 6, 9, dtype=dtype)
+    got = instance_masks(class_logits, mask_logits, size, top_k=5, backend=backend)
+    expected = instance_masks(class_logits, mask_logits, size, top_k=5, backend="reference")
+    torch.testing.assert_close(got.scores, expected.scores, rtol=1e-5, atol=1e-30)
+    assert torch.equal(got.labels, expected.labels)
+    assert (got.masks != expected.masks).sum() <= 0.001 * got.masks.numel()
+    assert torch.equal(got.boxes, expected.boxes)

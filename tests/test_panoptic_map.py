@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from backends import each_backend
+from backends import device_of, each_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import (
@@ -31,6 +31,20 @@ def merge(queries, masks, **options):
     class_logits = class_logits_of(*queries, num_classes=3)
     mask_logits = mask_logits_of(*masks)
     return panoptic_map(class_logits, mask_logits, mask_logits.shape[-2:], **options)
+
+
+def run(backend, class_logits, mask_logits, size, region=None, **options):
+    """panoptic_map by a backend, of tensors on the CPU and with its result there."""
+    device = device_of(backend)
+    result = panoptic_map(
+        class_logits.to(device),
+        mask_logits.to(device),
+        size,
+        region=None if region is None else region.to(device),
+        backend=backend,
+        **options,
+    )
+    return PanopticMap(*(field.cpu() for field in result))
 
 
 @each_dialect
@@ -312,7 +326,7 @@ def test_adversarial_maps(backend, dialect, name):
     for size in output_sizes(mask_logits):
         for region in regions(mask_logits):
             options = {**rules, "dialect": dialect, "region": region}
-            got = panoptic_map(class_logits, mask_logits, size, backend=backend, **options)
+            got = run(backend, class_logits, mask_logits, size, **options)
             exact = panoptic_map(class_logits.double(), mask_logits.double(), size, **options)
             assert torch.equal(got.label, exact.label)
             kept = (exact.label[0] < 3) & (exact.score[0] > 0.4)
@@ -334,6 +348,54 @@ def near_ties(score, mask_logits, size, dialect, region, kept):
         own = probs = upsample(x, size, region)[0].sigmoid().nan_to_num(nan=0.0)
     edge = ((own - 0.5).abs() < 1e-5)[kept].any(0)
     return is_tie((score[:, None, None] * probs)[kept]) | edge
+
+
+# More queries than bits in a word, several tiles each way, images of different regions; a single
+# cell; fewer pixels than cells; more queries than a CUDA block has counters for.
+LARGER = {
+    "tiles": (2, 70, 5, (9, 33), (50, 270), torch.tensor([[9.0, 33.0], [5.6, 20.3]])),
+    "one_cell": (1, 40, 4, (1, 1), (30, 140), None),
+    "smaller": (1, 40, 4, (40, 150), (30, 33), None),
+    "queries": (1, 2100, 3, (3, 4), (24, 33), None),
+}
+
+
+@each_backend("panoptic_map")
+@each_dialect
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LARGER)
+def test_larger_maps(backend, dialect, dtype, name):
+    b, q, k, grid, size, region = LARGER[name]
+    class_logits, mask_logits = random_predictions(b, q, k, *grid, dtype=dtype)
+    options = {"thing_classes": [0, 2], "score_threshold": 0.7, "overlap_threshold": 0.1}
+    options |= {"dialect": dialect, "region": region}
+    got = run(backend, class_logits, mask_logits, size, **options)
+    exact = panoptic_map(
+        class_logits.double(), mask_logits.double(), size, backend="reference", **options
+    )
+    assert torch.equal(got.label, exact.label)
+    torch.testing.assert_close(got.score.double(), exact.score, rtol=1e-6, atol=0)
+    assert torch.equal(got.segment_of_query, exact.segment_of_query)
+    for image in range(b):
+        kept = (exact.label[image] < k) & (exact.score[image] > 0.7)
+        extent = None if region is None else region[image : image + 1]
+        tie = near_ties(exact.score[image], mask_logits[image], size, dialect, extent, kept)
+        assert_equal_off_ties(got.segments[image], exact.segments[image], tie)
+        assert ((got.area[image] - exact.area[image]).abs() <= tie.sum()).all()
+
+
+@each_backend("panoptic_map")
+@each_dialect
+def test_the_same_bits_in_any_order_of_threads(backend, dialect, monkeypatch):
+    class_logits, mask_logits = random_predictions(2, 9, 4, 9, 9)
+    options = {"thing_classes": [0], "score_threshold": 0.3, "overlap_threshold": 0.1}
+    runs = []
+    for seed in ("0", "1", "2"):
+        monkeypatch.setenv("MASKFORMER_EMULATION_SEED", seed)  # of the emulated kernels
+        runs.append(run(backend, class_logits, mask_logits, (33, 34), dialect=dialect, **options))
+    for field in range(5):
+        assert torch.equal(runs[0][field], runs[1][field])
+        assert torch.equal(runs[0][field], runs[2][field])
 
 
 def test_no_images_and_no_things():
@@ -377,9 +439,10 @@ def test_no_queries_is_an_error_that_says_so():
 @each_backend("panoptic_map")
 @each_dialect
 def test_opcheck(backend, dialect):
-    class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
+    device = device_of(backend)
+    class_logits, mask_logits = (x.to(device) for x in random_predictions(2, 3, 4, 5, 6))
     arguments = (class_logits, mask_logits, 9, 8, [0, 2], 0.3, 0.5, 0.5, dialect)
-    region = torch.tensor([[4.5, 6.0], [5.0, 1.0]])
+    region = torch.tensor([[4.5, 6.0], [5.0, 1.0]], device=device)
     op = torch.ops.maskformer_fast.panoptic_map.default
     torch.library.opcheck(op, (*arguments, region, backend))
 

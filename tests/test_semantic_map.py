@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from backends import each_backend
+from backends import device_of, each_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import (
@@ -19,6 +19,7 @@ from map_cases import (
 from op_cases import TOLERANCE
 
 from maskformer_fast.ops import compiled_maps
+from maskformer_fast.ops.cuda_launch import Kernels
 from maskformer_fast.ops.mask_logits import reference as mask_logits_reference
 from maskformer_fast.ops.semantic_map import (
     ORDERS,
@@ -305,6 +306,70 @@ def test_half_and_strided_inputs(backend, order, dtype):
     for image in range(2):
         exact = exact_scores(class_logits[[image]], mask_logits[[image]], (45, 900), order, None)
         assert_equal_off_ties(got[image], exact.argmax(0), is_tie(exact))
+
+
+@pytest.mark.parametrize("op", ["semantic_map", "instance_masks"])
+@each_backend("semantic_map")
+def test_cuda_workspace_is_below_32_mib(backend, op):
+    if not backend.startswith("cuda"):
+        pytest.skip("its memory is measured in test_workspace.py")
+    classes = [150] if op == "semantic_map" else []
+    for h, w in ((200, 336), (256, 512)):
+        workspace = Kernels(backend).workspace(
+            op, torch.device(device_of(backend)), 4, 100, h, w, 4 * h, 4 * w, *classes
+        )
+        assert workspace.numel() < 32 * 2**20
+
+
+# More classes than are scored together, more queries than fit a GPU's shared memory, many pixels a
+# cell, and class probabilities that are all alike or all but certain.
+LARGE = [(1, 5, 200, 6, 19, 24, 75), (1, 20, 150, 9, 18, 36, 71), (1, 700, 9, 3, 4, 6, 9)]
+LARGE += [(1, 5000, 3, 2, 3, 5, 6), (1, 4, 90, 1, 1, 90, 50), (2, 3, 70, 5, 1, 45, 33)]
+
+
+@each_backend("semantic_map")
+@each_order
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_many_of_everything(backend, order, spread, shape):
+    *sizes, height, width = shape
+    class_logits, mask_logits = random_predictions(*sizes)
+    class_logits *= spread
+    options = {"order": order, "backend": backend}
+    got, scores = semantic_map(
+        class_logits, mask_logits, (height, width), return_scores=True, **options
+    )
+    labels = semantic_map(class_logits, mask_logits, (height, width), **options)
+    for image in range(len(got)):
+        exact = exact_scores(
+            class_logits[[image]], mask_logits[[image]], (height, width), order, None
+        )
+        torch.testing.assert_close(scores[image].double(), exact.amax(0), rtol=1e-5, atol=1e-30)
+        for found in (got, labels):
+            assert_equal_off_ties(found[image], exact.argmax(0), is_tie(exact), share=0.1)
+
+
+@each_backend("semantic_map")
+@each_order
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_the_same_bits_in_any_order_of_threads(backend, order, spread, monkeypatch):
+    class_logits, mask_logits = random_predictions(2, 9, 80, 6, 19)
+    runs = []
+    for seed in (0, 1, 2):
+        monkeypatch.setenv("MASKFORMER_EMULATION_SEED", str(seed))
+        runs.append(
+            semantic_map(
+                spread * class_logits,
+                mask_logits,
+                (25, 70),
+                order=order,
+                return_scores=True,
+                backend=backend,
+            )
+        )
+    for labels, scores in runs[1:]:
+        assert torch.equal(labels, runs[0][0])
+        assert torch.equal(scores, runs[0][1])
 
 
 @each_backend("semantic_map")

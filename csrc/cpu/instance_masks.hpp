@@ -3,8 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/map_shape.hpp"
 #include "cpu/instruction_set.hpp"
-#include "cpu/map_shape.hpp"
 
 namespace maskformer::cpu {
 

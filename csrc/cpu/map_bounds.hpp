@@ -10,15 +10,6 @@
 namespace maskformer::cpu {
 namespace {
 
-// What bounds give away to rounding, relative. Ties are within it.
-constexpr float kMargin = 1e-5f;
-
-// Whether cells hold enough pixels for bounds to save more than they cost.
-inline bool pays_to_bound(const MapShape& shape) {
-  constexpr int64_t kPixels = 4;
-  return shape.prune && shape.height * shape.width >= kPixels * shape.rows * shape.columns;
-}
-
 // The least and the greatest corner of every cell of a tile: [kTileCells] each.
 inline void corner_bounds(const float* __restrict upper, const float* __restrict lower,
                           float* __restrict least, float* __restrict most) {

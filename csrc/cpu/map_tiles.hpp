@@ -13,9 +13,9 @@
 
 #include "core/arena.hpp"
 #include "core/float_types.hpp"
+#include "core/map_shape.hpp"
 #include "core/sampling.hpp"
 #include "core/vector_math.hpp"
-#include "cpu/map_shape.hpp"
 
 namespace maskformer::cpu {
 namespace {
@@ -24,9 +24,6 @@ constexpr int64_t kTileCells = 128;
 constexpr int64_t kTileStride = 144;  // kTileCells + 1 corners, in whole vectors
 constexpr int kBlock = 16;            // pixels sampled together
 constexpr int64_t kBandRows = 16;     // rows of cells that one thread walks down
-
-// A larger logit, or an infinite one, may sample to anything.
-constexpr float kWild = 1e30f;
 
 inline float probability(float logit) {
   const float p = sigmoid(logit);

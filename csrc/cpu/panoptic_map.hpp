@@ -3,9 +3,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/map_shape.hpp"
 #include "core/panoptic.hpp"
 #include "cpu/instruction_set.hpp"
-#include "cpu/map_shape.hpp"
 
 namespace maskformer::cpu {
 

@@ -8,12 +8,14 @@ score  class probability * mean of sigmoid(upsample(mask_logits[q])) inside the 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from maskformer_fast.ops import checks, compiled_maps
+from maskformer_fast.ops.cuda_launch import Kernels, cuda_backends
+from maskformer_fast.ops.floats import float_type
 from maskformer_fast.ops.probabilities import class_probabilities, is_among, mask_probabilities
 from maskformer_fast.ops.registry import compiled_module, register, resolve
 from maskformer_fast.ops.upsample import row_bands
@@ -54,15 +56,15 @@ def reference(
 
 
 def _best_pairs(probs: Tensor, thing_classes: list[int] | None, count: int) -> Tensor:
-    """Flat indices q * K + k of the `count` largest of probs [Q, K], ascending: [count].
+    """Flat indices q * K + k of the `count` largest of probs [..., Q, K], ascending: [..., count].
 
     Of equals the lower index is taken.
     """
     if thing_classes is not None:
-        classes = torch.arange(probs.shape[1], device=probs.device)
+        classes = torch.arange(probs.shape[-1], device=probs.device)
         probs = torch.where(is_among(classes, thing_classes), probs, -1)
-    ranking = probs.flatten().sort(descending=True, stable=True).indices
-    return ranking[:count].sort().values
+    ranking = probs.flatten(-2).sort(descending=True, stable=True).indices
+    return ranking[..., :count].sort().values
 
 
 def _masks(
@@ -137,11 +139,7 @@ def compiled(
     probs = class_probabilities(class_logits)[..., :-1]
     b, q, num_classes = probs.shape
     count = scores.shape[1]
-    pairs = (
-        torch.stack([_best_pairs(image, thing_classes, count) for image in probs])
-        if b
-        else (torch.empty(0, count, dtype=torch.int64))
-    )
+    pairs = _best_pairs(probs, thing_classes, count)
     grids = pairs // num_classes + q * torch.arange(b)[:, None]  # [B, k], of all B * Q
     distinct, which = grids.unique(return_inverse=True)
     mean = torch.empty(len(distinct), dtype=torch.float32)
@@ -164,12 +162,56 @@ def compiled(
     return scores, pairs.gather(1, order) % num_classes, masks, boxes[which.gather(1, order)]
 
 
+def on_cuda(
+    kernels: Kernels,
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    height: int,
+    width: int,
+    top_k: int,
+    thing_classes: list[int] | None,
+    region: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference`, in CUDA: csrc/cuda/instance_masks.cu, between sorting in torch."""
+    scores, _, masks, _ = _fake(
+        class_logits, mask_logits, height, width, top_k, thing_classes, region
+    )
+    probs = class_probabilities(class_logits)[..., :-1]
+    b, q, num_classes = probs.shape
+    pairs = _best_pairs(probs, thing_classes, scores.shape[1])
+    grids = pairs // num_classes + q * torch.arange(b, device=pairs.device)[:, None]  # of B * Q
+    wanted = torch.zeros(b * q, dtype=torch.bool, device=pairs.device)
+    mean = probs.new_empty(b * q)
+    boxes = torch.empty(b * q, 4, dtype=torch.int32, device=pairs.device)
+    sizes = (*mask_logits.shape, height, width)
+    inputs: dict[str, Any] = {
+        "mask_logits": mask_logits.contiguous(),
+        "type": float_type(mask_logits),
+        "sizes": sizes,
+        "workspace": kernels.workspace("instance_masks", masks.device, *sizes),
+    }
+    kernels(
+        "instance_statistics",
+        **inputs,
+        region=None if region is None else region.to(torch.float64).contiguous(),
+        wanted=wanted.index_fill_(0, grids.flatten(), True),
+        mean=mean,
+        boxes=boxes,
+    )
+    scores, order = (probs.flatten(1).gather(1, pairs) * mean[grids]).sort(
+        descending=True, stable=True
+    )
+    grids = grids.gather(1, order)
+    kernels("instance_masks", **inputs, query=grids, count=grids.numel(), masks=masks)
+    return scores, pairs.gather(1, order) % num_classes, masks, boxes[grids]
+
+
 _instance_masks = register(
     "instance_masks",
     "(Tensor class_logits, Tensor mask_logits, SymInt height, SymInt width, int top_k,"
     " int[]? thing_classes, Tensor? region, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
-    backends={"reference": reference, "cpu": compiled},
+    backends={"reference": reference, "cpu": compiled, **cuda_backends(on_cuda)},
 )
 
 

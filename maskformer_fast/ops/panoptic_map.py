@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from maskformer_fast.ops import checks, compiled_maps
+from maskformer_fast.ops.cuda_launch import Kernels, cuda_backends
+from maskformer_fast.ops.floats import float_type
 from maskformer_fast.ops.probabilities import class_probabilities, is_among, mask_probabilities
 from maskformer_fast.ops.registry import compiled_module, register, resolve
 from maskformer_fast.ops.upsample import row_bands
@@ -205,13 +207,55 @@ def compiled(
     return outputs
 
 
+def on_cuda(
+    kernels: Kernels,
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    height: int,
+    width: int,
+    thing_classes: list[int],
+    score_threshold: float,
+    mask_threshold: float,
+    overlap_threshold: float,
+    dialect: str,
+    region: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `reference`, in four kernels: csrc/cuda/panoptic_map.cu."""
+    rules = _Rules(thing_classes, score_threshold, mask_threshold, overlap_threshold, dialect)
+    segments, segment_of_query, area, score, label = outputs = _fake(
+        class_logits, mask_logits, height, width, *rules, region
+    )
+    b, q, k = class_logits.shape
+    kernels(
+        "panoptic_map",
+        class_logits=class_logits.contiguous(),
+        mask_logits=mask_logits.contiguous(),
+        type=float_type(mask_logits),
+        region=None if region is None else region.to(torch.float64).contiguous(),
+        thing_classes=thing_classes,
+        segments=segments,
+        segment_of_query=segment_of_query,
+        area=area,
+        score=score,
+        label=label,
+        sizes=(*mask_logits.shape, height, width),
+        classes=k - 1,
+        dialect=DIALECTS.index(dialect),
+        score_threshold=score_threshold,
+        mask_threshold=mask_threshold,
+        overlap_threshold=overlap_threshold,
+        workspace=kernels.workspace("panoptic_map", mask_logits.device, b, q, k - 1),
+    )
+    return outputs
+
+
 _panoptic_map = register(
     "panoptic_map",
     "(Tensor class_logits, Tensor mask_logits, SymInt height, SymInt width, int[] thing_classes,"
     " float score_threshold, float mask_threshold, float overlap_threshold, str dialect,"
     " Tensor? region, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
-    backends={"reference": reference, "cpu": compiled},
+    backends={"reference": reference, "cpu": compiled, **cuda_backends(on_cuda)},
 )
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from maskformer_fast.ops import checks, compiled_maps
+from maskformer_fast.ops.cuda_launch import Kernels, cuda_backends
+from maskformer_fast.ops.floats import float_type
 from maskformer_fast.ops.mask_logits import compiled_image as mask_logits_of_image
 from maskformer_fast.ops.mask_logits import reference as mask_logits_reference
 from maskformer_fast.ops.precision import ieee_float32
@@ -158,6 +160,39 @@ def _score(
     )
 
 
+def on_cuda(
+    kernels: Kernels,
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    height: int,
+    width: int,
+    order: str,
+    region: Tensor | None,
+    dtype: torch.dtype,
+    return_scores: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `reference`, in CUDA: csrc/cuda/semantic_map.cu, a block per tile of the grid."""
+    labels, scores = _fake(
+        class_logits, mask_logits, height, width, order, region, dtype, return_scores
+    )
+    sizes, classes = (*mask_logits.shape, height, width), class_logits.shape[-1] - 1
+    kernels(
+        "semantic_map",
+        mask_logits=mask_logits.contiguous(),
+        type=float_type(mask_logits),
+        region=None if region is None else region.to(torch.float64).contiguous(),
+        probs=class_probabilities(class_logits).contiguous(),
+        labels=labels,
+        label_bytes=labels.element_size(),
+        scores=scores if return_scores else None,
+        sizes=sizes,
+        classes=classes,
+        sigmoid_first=order == "transformers",
+        workspace=kernels.workspace("semantic_map", labels.device, *sizes, classes),
+    )
+    return labels, scores
+
+
 def _split(probs: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities [B, K, Q]: the large ones, 0 elsewhere, and the sum of the others [B, K].
 
@@ -175,7 +210,7 @@ _semantic_map = register(
     "(Tensor class_logits, Tensor mask_logits, SymInt height, SymInt width, str order,"
     " Tensor? region, ScalarType dtype, bool return_scores, str backend) -> (Tensor, Tensor)",
     fake=_fake,
-    backends={"reference": reference, "cpu": compiled},
+    backends={"reference": reference, "cpu": compiled, **cuda_backends(on_cuda)},
 )
 
 
@@ -238,6 +273,18 @@ def compiled_from_features(
     return labels, scores
 
 
+def from_features_on_cuda(
+    kernels: Kernels,
+    class_logits: Tensor,
+    mask_queries: Tensor,
+    pixel_features: Tensor,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """As `on_cuda`, after torch's product: the logits of the batch are held."""
+    mask_logits = mask_logits_reference(mask_queries, pixel_features, False)
+    return on_cuda(kernels, class_logits, mask_logits, *options)
+
+
 def _fake_from_features(
     class_logits: Tensor, mask_queries: Tensor, pixel_features: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
@@ -250,7 +297,11 @@ _from_features = register(
     " SymInt width, str order, Tensor? region, ScalarType dtype, bool return_scores, str backend)"
     " -> (Tensor, Tensor)",
     fake=_fake_from_features,
-    backends={"reference": reference_from_features, "cpu": compiled_from_features},
+    backends={
+        "reference": reference_from_features,
+        "cpu": compiled_from_features,
+        **cuda_backends(from_features_on_cuda),
+    },
 )
 
 
