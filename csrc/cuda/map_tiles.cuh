@@ -137,20 +137,4 @@ __device__ __forceinline__ Corners probability(const Corners& c) {
           probability(c.lower_right)};
 }
 
-// Copies the corners of a tile's cells, change(value) of them, to shared memory: out [cells + 1
-// rows, stride], stride > cells of the columns. By the whole block; a barrier must follow.
-template <typename Item, int Rows, int Columns, typename Change>
-__device__ void stage_corners(const Item* grid, int64_t grid_columns, const TileAxis<Rows>& rows,
-                              const TileAxis<Columns>& columns, float* out, int32_t stride,
-                              const Change& change) {
-  const int32_t across = columns.cells() + 1, count = (rows.cells() + 1) * across;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < count;
-       i += static_cast<int32_t>(blockDim.x)) {
-    const int32_t y = i / across, x = i % across;
-    const int64_t row = min(rows.low[0] + y, rows.last);
-    const int32_t column = min(columns.low[0] + x, columns.last);
-    out[y * stride + x] = change(to_float(grid[row * grid_columns + column]));
-  }
-}
-
 }  // namespace maskformer::cuda

@@ -99,7 +99,7 @@ __device__ inline Contender contender(int32_t query, float score, const Panoptic
 
 // Scores and labels, the list of the queries that compete, and counters at 0.
 template <typename Item>
-__global__ void __launch_bounds__(kQueryThreads)
+__global__ void __launch_bounds__(kQueryThreads, 1)
     list_kept(const Item* logits, int64_t classes, int64_t queries, PanopticRules rules,
               PanopticOutput output, PanopticState state) {
   const int64_t image = blockIdx.x, first = image * queries, words = (queries + kWarp - 1) / kWarp;
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kQueryThreads)
 // The segments, from what the queries won: number_segments() of core/panoptic.hpp for all queries
 // at once. A query leads a segment if it is a thing or the first of its class; the id is 1 plus the
 // number of leaders before.
-__global__ void __launch_bounds__(kQueryThreads)
+__global__ void __launch_bounds__(kQueryThreads, 1)
     conclude(__grid_constant__ const ThingClasses things, int64_t classes, int64_t queries,
              PanopticRules rules, PanopticOutput output, PanopticState state) {
   const int64_t image = blockIdx.x, first = image * queries, words = (queries + kWarp - 1) / kWarp;
