@@ -314,8 +314,7 @@ def test_cuda_workspace_is_below_32_mib(backend, op):
         assert workspace.numel() < 32 * 2**20
 
 
-# More classes than are scored together, more queries than fit a GPU's shared memory, many pixels a
-# cell, and class probabilities that are all alike or all but certain.
+# More classes than a group, more queries than a GPU's shared memory, many pixels a cell.
 LARGE = [(1, 5, 200, 6, 19, 24, 75), (1, 20, 150, 9, 18, 36, 71), (1, 700, 9, 3, 4, 6, 9)]
 LARGE += [(1, 5000, 3, 2, 3, 5, 6), (1, 4, 90, 1, 1, 90, 50), (2, 3, 70, 5, 1, 45, 33)]
 
