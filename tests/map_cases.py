@@ -1,9 +1,12 @@
 """Inputs and comparisons shared by the tests of the three maps and of the post-processing."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from backends import device_of
 from torch import Tensor
 
 TIE = 1e-5  # two scores within this, relative to the larger, may change places by rounding
@@ -31,6 +34,24 @@ def random_predictions(
     class_logits = 3 * torch.randn(b, q, k + 1, generator=generator)
     mask_logits = 3 * torch.randn(b, q, h, w, generator=generator)
     return class_logits.to(dtype), mask_logits.to(dtype)
+
+
+def run_on(backend: str, op: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """op by a backend, of tensors on the CPU and with its result there: a tensor or a tuple."""
+
+    def moved(value: Any, device: str) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    device = device_of(backend)
+    result = op(
+        *(moved(value, device) for value in arguments),
+        **{name: moved(value, device) for name, value in options.items()},
+        backend=backend,
+    )
+    if isinstance(result, Tensor):
+        return result.cpu()
+    fields = [field.cpu() for field in result]
+    return type(result)(*fields) if hasattr(result, "_fields") else tuple(fields)
 
 
 def interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:

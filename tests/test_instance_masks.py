@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from backends import each_backend
+from backends import device_of, each_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import (
@@ -14,6 +14,7 @@ from map_cases import (
     output_sizes,
     random_predictions,
     regions,
+    run_on,
 )
 
 from maskformer_fast.ops.instance_masks import instance_masks
@@ -155,7 +156,7 @@ def test_adversarial_maps(backend, name):
     for size in output_sizes(mask_logits):
         for region in regions(mask_logits):
             options = {"top_k": 17, "region": region}
-            got = instance_masks(class_logits, mask_logits, size, backend=backend, **options)
+            got = run_on(backend, instance_masks, class_logits, mask_logits, size, **options)
             expected = instance_masks(
                 class_logits, mask_logits, size, backend="reference", **options
             )
@@ -204,8 +205,9 @@ def test_no_queries_is_an_error_that_says_so():
 @each_backend("instance_masks")
 @pytest.mark.parametrize("things", [None, [0, 2]])
 def test_opcheck(backend, things):
-    class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
-    region = torch.tensor([[4.5, 6.0], [5.0, 1.0]])
+    device = device_of(backend)
+    class_logits, mask_logits = (x.to(device) for x in random_predictions(2, 3, 4, 5, 6))
+    region = torch.tensor([[4.5, 6.0], [5.0, 1.0]], device=device)
     op = torch.ops.maskformer_fast.instance_masks.default
     torch.library.opcheck(op, (class_logits, mask_logits, 9, 8, 7, things, region, backend))
 
@@ -225,7 +227,7 @@ def test_the_same_bits_on_every_run_and_in_any_order_of_threads(backend, monkeyp
     runs = []
     for seed in (0, 1, 2):
         monkeypatch.setenv("MASKFORMER_EMULATION_SEED", str(seed))
-        runs.append(instance_masks(class_logits, mask_logits, (70, 301), backend=backend))
+        runs.append(run_on(backend, instance_masks, class_logits, mask_logits, (70, 301)))
     for again in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
 
@@ -235,7 +237,7 @@ def test_the_same_bits_on_every_run_and_in_any_order_of_threads(backend, monkeyp
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 600), (67, 33)], ids=str)
 def test_each_mask_is_in_its_place(backend, dtype, size):
     class_logits, mask_logits = random_predictions(3, 7, 2, 6, 9, dtype=dtype)
-    got = instance_masks(class_logits, mask_logits, size, top_k=5, backend=backend)
+    got = run_on(backend, instance_masks, class_logits, mask_logits, size, top_k=5)
     expected = instance_masks(class_logits, mask_logits, size, top_k=5, backend="reference")
     torch.testing.assert_close(got.scores, expected.scores, rtol=1e-5, atol=1e-30)
     assert torch.equal(got.labels, expected.labels)

@@ -15,6 +15,7 @@ from map_cases import (
     output_sizes,
     random_predictions,
     regions,
+    run_on,
 )
 from op_cases import TOLERANCE
 
@@ -261,14 +262,13 @@ def test_adversarial_maps(backend, order, name):
     for class_logits in (few, confident):
         for size in output_sizes(mask_logits):
             for region in regions(mask_logits):
-                options = {"order": order, "region": region, "backend": backend}
-                got, scores = semantic_map(
-                    class_logits, mask_logits, size, return_scores=True, **options
-                )
+                arguments = (backend, semantic_map, class_logits, mask_logits, size)
+                options = {"order": order, "region": region}
+                got, scores = run_on(*arguments, return_scores=True, **options)
                 exact = exact_scores(class_logits, mask_logits, size, order, region)
                 assert_equal_off_ties(got[0], exact.argmax(0), is_tie(exact), share=0.1)
                 torch.testing.assert_close(scores[0].double(), exact.amax(0), rtol=1e-5, atol=1e-30)
-                labels = semantic_map(class_logits, mask_logits, size, **options)
+                labels = run_on(*arguments, **options)
                 assert_equal_off_ties(labels[0], exact.argmax(0), is_tie(exact), share=0.1)
 
 
@@ -292,7 +292,7 @@ def test_classes_that_tie_everywhere_give_the_lowest(backend, order):
     class_logits = torch.tensor([[[-3.0, 1, 1, 1, -9]]]).expand(1, 7, 5)
     for name in ("smooth", "constant", "checkerboard"):
         masks = adversarial_maps(name, 7)
-        got = semantic_map(class_logits, masks, (40, 90), order=order, backend=backend)
+        got = run_on(backend, semantic_map, class_logits, masks, (40, 90), order=order)
         assert (got == 1).all()
 
 
@@ -302,7 +302,7 @@ def test_classes_that_tie_everywhere_give_the_lowest(backend, order):
 def test_half_and_strided_inputs(backend, order, dtype):
     class_logits, mask_logits = random_predictions(2, 7, 9, 11, 300, dtype=dtype)
     mask_logits = mask_logits.mT.contiguous().mT
-    got = semantic_map(class_logits, mask_logits, (45, 900), order=order, backend=backend)
+    got = run_on(backend, semantic_map, class_logits, mask_logits, (45, 900), order=order)
     for image in range(2):
         exact = exact_scores(class_logits[[image]], mask_logits[[image]], (45, 900), order, None)
         assert_equal_off_ties(got[image], exact.argmax(0), is_tie(exact))
@@ -321,8 +321,7 @@ def test_cuda_workspace_is_below_32_mib(backend, op):
         assert workspace.numel() < 32 * 2**20
 
 
-# More classes than are scored together, more queries than fit a GPU's shared memory, many pixels a
-# cell, and class probabilities that are all alike or all but certain.
+# More classes than a group, more queries than a GPU's shared memory, many pixels a cell.
 LARGE = [(1, 5, 200, 6, 19, 24, 75), (1, 20, 150, 9, 18, 36, 71), (1, 700, 9, 3, 4, 6, 9)]
 LARGE += [(1, 5000, 3, 2, 3, 5, 6), (1, 4, 90, 1, 1, 90, 50), (2, 3, 70, 5, 1, 45, 33)]
 
@@ -335,11 +334,9 @@ def test_many_of_everything(backend, order, spread, shape):
     *sizes, height, width = shape
     class_logits, mask_logits = random_predictions(*sizes)
     class_logits *= spread
-    options = {"order": order, "backend": backend}
-    got, scores = semantic_map(
-        class_logits, mask_logits, (height, width), return_scores=True, **options
-    )
-    labels = semantic_map(class_logits, mask_logits, (height, width), **options)
+    arguments = (backend, semantic_map, class_logits, mask_logits, (height, width))
+    got, scores = run_on(*arguments, order=order, return_scores=True)
+    labels = run_on(*arguments, order=order)
     for image in range(len(got)):
         exact = exact_scores(
             class_logits[[image]], mask_logits[[image]], (height, width), order, None
@@ -354,19 +351,11 @@ def test_many_of_everything(backend, order, spread, shape):
 @pytest.mark.parametrize("spread", [0.1, 1.0])
 def test_the_same_bits_in_any_order_of_threads(backend, order, spread, monkeypatch):
     class_logits, mask_logits = random_predictions(2, 9, 80, 6, 19)
+    arguments = (backend, semantic_map, spread * class_logits, mask_logits, (25, 70))
     runs = []
     for seed in (0, 1, 2):
         monkeypatch.setenv("MASKFORMER_EMULATION_SEED", str(seed))
-        runs.append(
-            semantic_map(
-                spread * class_logits,
-                mask_logits,
-                (25, 70),
-                order=order,
-                return_scores=True,
-                backend=backend,
-            )
-        )
+        runs.append(run_on(*arguments, order=order, return_scores=True))
     for labels, scores in runs[1:]:
         assert torch.equal(labels, runs[0][0])
         assert torch.equal(scores, runs[0][1])
@@ -374,12 +363,13 @@ def test_the_same_bits_in_any_order_of_threads(backend, order, spread, monkeypat
 
 @each_backend("semantic_map")
 def test_opcheck(backend):
-    class_logits, mask_logits = random_predictions(2, 3, 4, 5, 6)
+    device = device_of(backend)
+    class_logits, mask_logits = (x.to(device) for x in random_predictions(2, 3, 4, 5, 6))
     op = torch.ops.maskformer_fast.semantic_map.default
-    for region, scores in ((None, True), (torch.tensor([[4.5, 6], [5, 1]]), False)):
+    for region, scores in ((None, True), (torch.tensor([[4.5, 6], [5, 1]], device=device), False)):
         arguments = (class_logits, mask_logits, 9, 8, "maskformer", region, torch.int16, scores)
         torch.library.opcheck(op, (*arguments, backend))
-        features = (torch.randn(2, 3, 8), torch.randn(2, 8, 5, 6))
+        features = (torch.randn(2, 3, 8, device=device), torch.randn(2, 8, 5, 6, device=device))
         op_of_features = torch.ops.maskformer_fast.semantic_map_from_features.default
         torch.library.opcheck(op_of_features, (class_logits, *features, *arguments[2:], backend))
 

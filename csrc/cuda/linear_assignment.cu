@@ -1,6 +1,6 @@
 // linear_assignment: T targets to Q queries, least total cost, one warp per problem (more above 128
 // columns).
-//   in      cost [N, T, Q] float32 or float64   num_targets [N] int32
+//   in      cost [N, T, Q] float32 or float64   num_targets [N] int32 or null
 //   out     query_of_target [N, T] int64   gap [N] float64   status [N] int8
 //   maths   the smaller side are rows i, the larger columns j; float64 prices v, and u_i =
 //           min_j (c_ij - v_j). v <= 0, and 0 where a column is not matched (as many rows as
@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kPlan == Plan::warp ? kWarp : kMostThreads, 1)
     assign(const Arguments a) {
   const Arrays<Cost> arrays = arrays_of<Cost, kPlan, kShared>(a);
   for (int64_t n = blockIdx.x; n < a.problems; n += gridDim.x) {
-    const int64_t count = min(max(int64_t{a.num_targets[n]}, int64_t{0}), a.targets);
+    const int64_t asked = a.num_targets == nullptr ? a.targets : a.num_targets[n];
+    const int64_t count = min(max(asked, int64_t{0}), a.targets);
     const Cost* cost = static_cast<const Cost*>(a.cost) + n * a.targets * a.queries;
     Solver<Cost, kPlan, kShared> solver(arrays, cost, static_cast<int>(count),
                                         static_cast<int>(a.queries));

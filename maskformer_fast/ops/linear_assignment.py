@@ -137,17 +137,19 @@ def compiled(cost: Tensor, num_targets: Tensor | None) -> tuple[Tensor, Tensor, 
     return query_of_target, gap, status
 
 
-def on_cuda(kernels: Kernels, cost: Tensor, num_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def on_cuda(
+    kernels: Kernels, cost: Tensor, num_targets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference`: csrc/cuda/linear_assignment.cu, a block per problem."""
     dtype = torch.float64 if cost.dtype == torch.float64 else torch.float32
-    cost, num_targets = cost.to(dtype).contiguous(), num_targets.contiguous()
+    cost = cost.to(dtype).contiguous()
     query_of_target, gap, status = outputs = _fake(cost, num_targets)
     problems, targets, queries = cost.shape
     kernels(
         "linear_assignment",
         cost=cost,
         float64=dtype == torch.float64,
-        num_targets=num_targets,
+        num_targets=None if num_targets is None else num_targets.contiguous(),
         query_of_target=query_of_target,
         gap=gap,
         status=status,
