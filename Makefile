@@ -22,12 +22,12 @@ BIN := .venv/bin
 READY := .venv/ready
 CPP := $(shell find csrc -name '*.?pp' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulation -name '*.?pp' -o -name '*.cu')
-OP_TESTS := tests/test_safety.py \
+OP_TESTS := tests/test_safety.py $(wildcard tests/test_*_cuda.py) \
     $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
 
 ON_GPU := cuda and not emulated
 CUDA_TOOLS := memcheck racecheck synccheck initcheck
-CUDA_TOOLS_TESTS := ($(ON_GPU)) and (by_hand or adversarial or non_finite or empty)
+CUDA_TOOLS_TESTS := ($(ON_GPU)) and (by_hand or adversarial or non_finite or empty or plan)
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' maskformer_fast/__init__.py)
 HAS_TOOLS := $(shell $(PYTHON) -c 'import cmake, ninja, pybind11, torch' 2>/dev/null && echo yes)
@@ -80,7 +80,7 @@ gpu: cuda_in_place
 	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	        $(PYTHON) -m pytest -q -p no:cacheprovider $(OP_TESTS) -k "$(CUDA_TOOLS_TESTS)" || exit 1; \
 	done
-	$(PYTHON) benchmarks/run.py --device cuda --json
+	PYTHONPATH=$(CURDIR) $(PYTHON) benchmarks/run.py --device cuda --json
 
 cuda_in_place: BUILDER := $(abspath $(shell command -v $(PYTHON)))
 cuda_in_place:

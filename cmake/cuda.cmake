@@ -2,8 +2,10 @@
 # MASKFORMER_CUDA_ARCHITECTURES, what is built for in words: "sm_80 sm_90 compute_90".
 #
 # Architectures: CMAKE_CUDA_ARCHITECTURES, else the environment's CUDAARCHS (80-real;90), else its
-# TORCH_CUDA_ARCH_LIST (8.0;9.0+PTX), else the following; a bare number is code and PTX.
+# TORCH_CUDA_ARCH_LIST (8.0;9.0+PTX), else the following; a bare number is code and PTX. The kernels
+# need sm_80: what TORCH_CUDA_ARCH_LIST has below, for other packages, is left out.
 set(default_architectures 80-real 86-real 89-real 90)
+set(oldest_architecture 80)
 
 set(MASKFORMER_WITH_CUDA OFF)
 if(MASKFORMER_FAST_CUDA STREQUAL "off")
@@ -29,12 +31,17 @@ function(translate_torch_list list result)
       message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST: expected items like 8.0 or 9.0+PTX, got ${item}")
     endif()
     set(number "${CMAKE_MATCH_1}${CMAKE_MATCH_2}")
-    if(CMAKE_MATCH_3)
+    if(number LESS oldest_architecture)
+      message(STATUS "CUDA: ${item} is left out: the kernels need 8.0")
+    elseif(CMAKE_MATCH_3)
       list(APPEND translated ${number})
     else()
       list(APPEND translated ${number}-real)
     endif()
   endforeach()
+  if(NOT translated)
+    message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST: expected 8.0 or newer among them, got ${list}")
+  endif()
   set(${result} "${translated}" PARENT_SCOPE)
 endfunction()
 

@@ -178,7 +178,8 @@ void matching_cost(uintptr_t probs, uintptr_t labels, uintptr_t num_targets, uin
       std::tuple_cat(weights);
   problem.ignore_void = ignore_void;
   for (int64_t i = 0; i < problem.images * problem.targets; ++i) {
-    if (problem.labels[i] < 0 || problem.labels[i] >= problem.classes) {
+    const bool is_target = i % problem.targets < problem.num_targets[i / problem.targets];
+    if (is_target && (problem.labels[i] < 0 || problem.labels[i] >= problem.classes)) {
       throw std::invalid_argument("labels: expected values in [0, " +
                                   std::to_string(problem.classes) + "), got " +
                                   std::to_string(problem.labels[i]));

@@ -145,6 +145,20 @@ def test_one_huge_entry_spoils_nothing_else(backend: str, outlier: float) -> Non
 
 
 @every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_costs_whose_differences_exceed_their_dtype(backend: str, dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    by_hand = tensor([[-1.0, 0.5], [-1.0, 1.0]], dtype=torch.float64) * most
+    assert run(by_hand.to(dtype), backend).query_of_target.tolist() == [1, 0]
+    for n in (2, 3, 4):
+        cost = ((2 * random(20, n, n) - 1) * most).to(dtype)
+        result = run(cost, backend)
+        assert (result.status == OPTIMAL).all()
+        scaled = Assignment(result.query_of_target, result.gap / most, result.status)
+        check(cost.double() / most, scaled)
+
+
+@every_backend
 @pytest.mark.parametrize(("t", "q"), [(5, 9), (7, 7), (9, 5)])
 def test_as_few_non_finite_entries_as_possible_are_matched(backend: str, t: int, q: int) -> None:
     entries = random(5, t, q, seed=3)

@@ -132,6 +132,21 @@ def test_no_targets(backend):
 
 
 @each_backend("mask_loss")
+def test_no_images(backend):
+    device = device_of(backend)
+    none = Targets(
+        torch.empty(0, 3, dtype=torch.long),
+        torch.empty(0, dtype=torch.int32),
+        segments=torch.empty(0, 8, 8, dtype=torch.int16),
+    )
+    logits = torch.zeros(0, 3, 2, 2, device=device, requires_grad=True)
+    focal, dice = mask_loss(logits, none.to(device), backend=backend)
+    assert focal.shape == dice.shape == (0, 3)
+    (focal.sum() + dice.sum()).backward()
+    assert logits.grad.shape == logits.shape
+
+
+@each_backend("mask_loss")
 def test_opcheck(backend):
     logits, targets = inputs((2, [2, 1], 4, 5, 9, 11), device=device_of(backend))
     rows = targets.is_target.repeat(2, 1)

@@ -128,6 +128,7 @@ def test_padding_rows_are_zero_even_with_nan(backend):
     tensors = inputs((2, 2, 7, 8, 4, 5), device=device_of(backend))
     targets = random_targets([1, 3], (9, 9), num_classes=CLASSES, masks=False)
     tensors[1][0, 0] = torch.nan
+    targets.labels[0, 1:] = torch.tensor([-1, CLASSES])  # padding may hold anything
     cost = matching_cost(*tensors, targets.to(device_of(backend)), backend=backend)
     assert (cost[:, 0, 1:] == 0).all()
     assert cost[0, 0, 0].isnan().all() and cost[1].isfinite().all()

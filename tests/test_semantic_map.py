@@ -169,9 +169,8 @@ def test_from_features_equals_the_two_steps(backend, order, band_bytes, dtype, r
     features = torch.randn(2, 8, rows, 6, generator=generator).to(dtype)
     for region in (None, torch.tensor([[rows - 0.5, 6.0], [rows, 3.0]])):
         options = {"order": order, "region": region, "dtype": torch.int16, "return_scores": True}
-        labels, scores = semantic_map_from_features(
-            class_logits, queries, features, (4 * rows + 3, 31), backend=backend, **options
-        )
+        arguments = (class_logits, queries, features, (4 * rows + 3, 31))
+        labels, scores = run_on(backend, semantic_map_from_features, *arguments, **options)
         assert labels.dtype == torch.int16
         logits = mask_logits_reference(queries, features, False)
         for image in range(2):

@@ -45,7 +45,7 @@ def without_pruning() -> Iterator[None]:
 
 def unpruned(call: Any, device: str, *inputs: Any) -> Entrant:
     if device != "cpu" or backends()["semantic_map"]["cpu"] is not None:
-        raise Unavailable("only the cpu backend prunes, and it does not run here")
+        raise Unavailable("only the cpu backend can be told not to prune, and it does not run here")
     return Entrant(functools.partial(call, *inputs), context=without_pruning)
 
 

@@ -68,6 +68,8 @@ Problem<Cost> lay_out(int64_t targets, int64_t queries, std::byte* cursor) {
   return p;
 }
 
+constexpr float kHugeFloat32 = 0x1p120f;  // entries beyond it are computed with in float64
+
 // Copies a row of costs [columns] as they are, padded with infinity; returns its least, and notes
 // in `unfit` the lanes that held what is not fit to be computed with.
 template <typename Cost>
@@ -75,8 +77,7 @@ Least<Cost> copy_row(const Cost* from, int64_t columns, Cost* row,
                      typename VectorOf<Cost>::Bits& unfit) {
   using Values = typename VectorOf<Cost>::Values;
   using Bits = typename VectorOf<Cost>::Bits;
-  constexpr Cost kMost =
-      std::is_same_v<Cost, float> ? std::numeric_limits<Cost>::max() : static_cast<Cost>(kHuge);
+  constexpr Cost kMost = std::is_same_v<Cost, float> ? kHugeFloat32 : static_cast<Cost>(kHuge);
   const Bits sign = reinterpret_cast<Bits>(all(static_cast<Cost>(-0.0)));
   const auto is_unfit = [&](Values value) {
     return ~(reinterpret_cast<Values>(reinterpret_cast<Bits>(value) & ~sign) <= all(kMost));

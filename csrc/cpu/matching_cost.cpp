@@ -30,7 +30,9 @@ namespace {
 constexpr int64_t kTile = 256;   // cells whose sums stay in float32
 constexpr int64_t kTurned = 64;  // cells that are turned around at a time
 constexpr int64_t kCacheLine = 64;
-constexpr int64_t kChunks = 16;  // at most, whose sums are kept until the end
+constexpr int64_t kChunks = 16;             // at most, whose sums are kept until the end,
+constexpr int64_t kFewestChunks = 4;        // and at least: threads share them
+constexpr int64_t kChunksBytes = 32 << 20;  // beyond it there are fewer
 
 // One thread's memory, for a block of queries.
 struct Scratch {
@@ -45,13 +47,19 @@ int64_t padded(const MatchingSums& p) {
 
 int64_t rows(const MatchingSums& p) { return 2 * p.targets + 2; }
 
+// A function of the shape, not of the number of threads.
+int64_t most_chunks(const MatchingSums& p) {
+  const int64_t bytes = rows(p) * padded(p) * static_cast<int64_t>(sizeof(double));
+  return std::clamp(kChunksBytes / bytes, kFewestChunks, kChunks);
+}
+
 int64_t chunk_cells(const MatchingSums& p) {
   const int64_t tiles = (p.cells + kTile - 1) / kTile;
-  return (tiles + kChunks - 1) / kChunks * kTile;
+  return (tiles + most_chunks(p) - 1) / most_chunks(p) * kTile;
 }
 
 double* take_partial(const MatchingSums& p, Arena& arena) {
-  return arena.take<double>(kChunks * rows(p) * padded(p));
+  return arena.take<double>(most_chunks(p) * rows(p) * padded(p));
 }
 
 Scratch take_scratch(const MatchingSums& p, Arena& arena) {

@@ -17,6 +17,7 @@ namespace maskformer::cuda {
 constexpr int kWarp = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr int64_t kSharedByDefault = 48 * 1024;  // bytes of a block that need no opt-in
+constexpr int64_t kStaticShared = 2048;          // of them static, at most, in any kernel
 
 // The block's dynamic shared memory, aligned to 128 bytes: `shared_bytes` of launch().
 template <typename Item>

@@ -12,10 +12,10 @@ namespace maskformer::cuda {
 
 constexpr int64_t kMostBlocks = 0x7fffffff;  // along x; 65535 along y and z
 
-// A grid's extent along x; std::invalid_argument if CUDA has no such grid.
+// A grid's extent along x; std::runtime_error if CUDA has no such grid.
 inline unsigned blocks(int64_t count) {
   if (count < 0 || count > kMostBlocks) {
-    throw std::invalid_argument("expected at most 2^31 - 1 blocks, got " + std::to_string(count));
+    throw std::runtime_error("expected at most 2^31 - 1 blocks, got " + std::to_string(count));
   }
   return static_cast<unsigned>(count);
 }
@@ -53,7 +53,7 @@ void launch(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block
 #else
   static std::mutex limit_mutex;  // another thread may not lower the limit before the launch
   std::unique_lock<std::mutex> limit_lock(limit_mutex, std::defer_lock);
-  if (shared_bytes > kSharedByDefault) {
+  if (shared_bytes > kSharedByDefault - kStaticShared) {
     limit_lock.lock();
     check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(shared_bytes)),

@@ -15,7 +15,7 @@ const char* architectures() { return MASKFORMER_CUDA_ARCHITECTURES; }
 DeviceGuard::DeviceGuard(int) {}
 DeviceGuard::~DeviceGuard() = default;
 
-int64_t most_shared_bytes() { return simt::kMostShared; }
+int64_t most_shared_bytes() { return simt::kMostShared - kStaticShared; }
 
 int multiprocessors() { return 2; }
 
@@ -50,7 +50,9 @@ DeviceGuard::~DeviceGuard() {
   if (previous_ >= 0) cudaSetDevice(previous_);
 }
 
-int64_t most_shared_bytes() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+int64_t most_shared_bytes() {
+  return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStaticShared;
+}
 
 int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 

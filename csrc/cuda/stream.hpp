@@ -21,7 +21,7 @@ class DeviceGuard {
   int previous_ = -1;  // -1: nothing to restore
 };
 
-// Bytes of shared memory, static and dynamic, that a block may have on the current device.
+// Bytes of dynamic shared memory that a block of any kernel may have on the current device.
 int64_t most_shared_bytes();
 
 // Streaming multiprocessors of the current device.

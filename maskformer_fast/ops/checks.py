@@ -98,7 +98,8 @@ def targets(value: Targets, sizes: Sizes, like: Tensor) -> None:
     num_classes = sizes["K+1"] - 1
     if like.device.type != "cpu" or torch.compiler.is_compiling() or value.labels.numel() == 0:
         return
-    least, most = int(value.labels.min()), int(value.labels.max())
+    labels = torch.where(value.is_target, value.labels, 0)
+    least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= max(num_classes, 1):
         raise ValueError(
             f"targets: expected labels in [0, {num_classes}), the classes of class_logits;"
@@ -110,7 +111,8 @@ def rows_of_targets(name: str, value: Targets, sizes: Sizes, like: Tensor) -> No
     """Check Targets for N = L*B rows (row n belongs to image n % B) of T targets each."""
     _targets_and_grid(value, sizes, like)
     images, most = value.labels.shape
-    if images == 0 or sizes["N"] % images != 0 or sizes["T"] != most:
+    whole = sizes["N"] % images == 0 if images else sizes["N"] == 0
+    if not whole or sizes["T"] != most:
         raise ValueError(
             f"{name}: expected [L * {images}, {most}, h, w] for these targets,"
             f" got N = {sizes['N']}, T = {sizes['T']}"

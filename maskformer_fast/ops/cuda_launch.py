@@ -13,6 +13,7 @@ An op writes one function of its inputs and of `Kernels`, and registers it for b
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -56,10 +57,12 @@ class Kernels:
         addresses |= {key: 0 for key, x in arguments.items() if x is None}
         on_gpu = device.type == "cuda"
         stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
+        index = device.index if on_gpu else 0
+        launcher = getattr(cuda_module(self.backend), name)
         try:
-            getattr(cuda_module(self.backend), name)(
-                **(arguments | addresses), device=device.index if on_gpu else 0, stream=stream
-            )
+            # PyTorch's guard: on the way back it makes no context on a device that had none.
+            with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
+                launcher(**(arguments | addresses), device=index, stream=stream)
         except RuntimeError as error:
             shapes = ", ".join(f"{key} {tuple(x.shape)}" for key, x in tensors.items())
             raise RuntimeError(f"{error}; {shapes}") from error

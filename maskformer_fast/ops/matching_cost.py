@@ -104,9 +104,10 @@ def _cost(
     dice = 1 - (2 * sums.overlap + 1) / (union + 1)
     compute = torch.promote_types(class_logits.dtype, torch.float32)
     probs = class_logits.to(compute).softmax(-1).mT  # [..., B, K+1, Q]
-    class_cost = -probs.gather(-2, labels[..., None].expand(dice.shape))
-    cost = w.class_weight * class_cost + w.mask_weight * focal + w.dice_weight * dice
     is_target = torch.arange(labels.shape[1], device=labels.device) < num_targets[:, None]
+    index = torch.where(is_target, labels, 0)  # padding may hold anything
+    class_cost = -probs.gather(-2, index[..., None].expand(dice.shape))
+    cost = w.class_weight * class_cost + w.mask_weight * focal + w.dice_weight * dice
     return torch.where(is_target[..., None], cost, 0)
 
 

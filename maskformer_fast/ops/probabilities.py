@@ -27,6 +27,8 @@ def mask_probabilities(mask_logits: Tensor) -> Tensor:
 def is_among(labels: Tensor, classes: Sequence[int]) -> Tensor:
     """Whether each label is one of `classes`: bool, without copying the list to the device."""
     found = torch.zeros_like(labels, dtype=torch.bool)
-    for label in classes:
-        found |= labels == label
+    wanted = sorted(set(classes))
+    starts = [i for i, label in enumerate(wanted) if i == 0 or wanted[i - 1] != label - 1]
+    for start, end in zip(starts, [*starts[1:], len(wanted)], strict=True):
+        found |= (labels >= wanted[start]) & (labels <= wanted[end - 1])
     return found

@@ -9,7 +9,8 @@ p = softmax(class_logits) without "no object", x = mask_logits; upsample is bili
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -214,7 +215,8 @@ _semantic_map = register(
 )
 
 
-def reference_from_features(
+def _image_by_image(
+    score: Callable[..., tuple[Tensor, Tensor]],  # `reference`, or another with its signature
     class_logits: Tensor,
     mask_queries: Tensor,
     pixel_features: Tensor,
@@ -225,19 +227,23 @@ def reference_from_features(
     dtype: torch.dtype,
     return_scores: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference`, with the mask logits of one image at a time."""
+    """The logits of one image by torch's product, its map by `score`, then the next image."""
     options = (height, width, order)
     labels, scores = _fake(class_logits, mask_queries, *options, region, dtype, return_scores)
     for image in range(len(class_logits)):
         one = slice(image, image + 1)
         logits = mask_logits_reference(mask_queries[one], pixel_features[one], False)
         extent = None if region is None else region[one]
-        labels[one], found = reference(
+        labels[one], found = score(
             class_logits[one], logits, *options, extent, dtype, return_scores
         )
         if return_scores:
             scores[one] = found
     return labels, scores
+
+
+def from_features_on_cuda(kernels: Kernels, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return _image_by_image(functools.partial(on_cuda, kernels), *arguments)
 
 
 def compiled_from_features(
@@ -273,18 +279,6 @@ def compiled_from_features(
     return labels, scores
 
 
-def from_features_on_cuda(
-    kernels: Kernels,
-    class_logits: Tensor,
-    mask_queries: Tensor,
-    pixel_features: Tensor,
-    *options: Any,
-) -> tuple[Tensor, Tensor]:
-    """As `on_cuda`, after torch's product: the logits of the batch are held."""
-    mask_logits = mask_logits_reference(mask_queries, pixel_features, False)
-    return on_cuda(kernels, class_logits, mask_logits, *options)
-
-
 def _fake_from_features(
     class_logits: Tensor, mask_queries: Tensor, pixel_features: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
@@ -298,7 +292,7 @@ _from_features = register(
     " -> (Tensor, Tensor)",
     fake=_fake_from_features,
     backends={
-        "reference": reference_from_features,
+        "reference": functools.partial(_image_by_image, reference),
         "cpu": compiled_from_features,
         **cuda_backends(from_features_on_cuda),
     },
