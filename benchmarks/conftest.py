@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     settings, case = metafunc.config.stash[SETTINGS], metafunc.module
     shapes = case.QUICK_SHAPES if settings.quick else case.SHAPES
+    if settings.device.type == "cuda" and not settings.quick:
+        shapes = [*shapes, *getattr(case, "CUDA_SHAPES", [])]
     metafunc.parametrize("shape", shapes, ids=map(describe, shapes), scope="module")
     metafunc.parametrize("contender", [*settings.contending_backends, *case.PEERS])
 

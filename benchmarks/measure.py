@@ -1,7 +1,8 @@
 """How time and memory are measured.
 
 Time is the call's, from the host: what a user waits for. On CUDA the device is waited for before
-and after, and a buffer larger than the L2 cache is written in between calls. A shared machine
+and after, and a buffer larger than the L2 cache is written in between calls; what is replayed from a
+CUDA graph is timed on the device, between two events. A shared machine
 changes its speed within seconds, so contenders take turns, and all are warm before the first turn:
 PyTorch's first calls, which set up threads and caches, are several times slower.
 
@@ -47,6 +48,7 @@ class Entrant(NamedTuple):
     call: Callable[[], Any]
     as_ours: Callable[[Any], Any] = lambda result: result
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    by_events: bool = False  # on CUDA: the device's time between two events, not the host's
 
 
 def take_turns(
@@ -69,21 +71,32 @@ def _turn(entrant: Entrant, device: torch.device, seconds: float, calls: int) ->
     end = time.perf_counter() + seconds
     with entrant.context():
         while len(times) < calls or time.perf_counter() < end:
-            times.append(_time(entrant.call, device))
+            times.append(_time(entrant, device))
     return times
 
 
-def _time(call: Callable[[], Any], device: torch.device) -> float:
+def _time(entrant: Entrant, device: torch.device) -> float:
     if device.type == "cuda":
         torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device).zero_()
         torch.cuda.synchronize(device)
+    if entrant.by_events:
+        return _time_by_events(entrant.call, device)
     start = time.perf_counter()
-    result = call()
+    result = entrant.call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elapsed = time.perf_counter() - start
     del result  # freed outside of the time, for everybody
     return elapsed
+
+
+def _time_by_events(call: Callable[[], Any], device: torch.device) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize(device)
+    return start.elapsed_time(end) / 1e3  # from milliseconds
 
 
 def peak_extra_bytes(entrant: Entrant, device: torch.device) -> int | None:

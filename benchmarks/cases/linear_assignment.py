@@ -25,6 +25,11 @@ class Shape(NamedTuple):
 COSTS = {"uniform": inputs.uniform_costs, "early": inputs.early_costs}
 SIZES = [(12, 100), (50, 100), (100, 100), (300, 300)]
 SHAPES = [Shape(64, *size, costs) for size in SIZES for costs in COSTS]
+CUDA_SHAPES = [
+    Shape(*sizes, costs)
+    for sizes in ((96, 20, 100), (208, 100, 300), (208, 300, 300))
+    for costs in COSTS
+]
 QUICK_SHAPES = [Shape(64, *size, costs) for size in SIZES[:2] for costs in COSTS]
 PEERS = {
     "SciPy": peers.scipy,

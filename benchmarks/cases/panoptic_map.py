@@ -26,6 +26,7 @@ class Shape(NamedTuple):
 DIALECTS = ("transformers", "maskformer")
 SHAPES = [Shape(100, 133, 23, (200, 336), (800, 1333), dialect) for dialect in DIALECTS]
 QUICK_SHAPES = [Shape(100, 133, 23, (100, 168), (400, 667), dialect) for dialect in DIALECTS]
+CUDA_SHAPES = [Shape(100, 133, 30, (200, 336), (800, 1333), "maskformer")]
 THINGS = range(80)  # of COCO
 PEERS = {
     "transformers": peers.transformers_panoptic_map,

@@ -23,6 +23,11 @@ SHAPES = [
     Shape(100, 133, (200, 336), (800, 1333), order) for order in ("transformers", "maskformer")
 ]
 QUICK_SHAPES = [Shape(100, 133, (100, 168), (400, 667), shape.order) for shape in SHAPES]
+CUDA_SHAPES = [
+    Shape(100, classes, (h, w), (4 * h, 4 * w), shape.order)
+    for classes, h, w in ((150, 160, 160), (19, 256, 512))  # ADE20K, Cityscapes
+    for shape in SHAPES
+]
 SEGMENTS = 23
 PEERS = {
     "transformers": peers.transformers_semantic_map,
