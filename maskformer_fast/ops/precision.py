@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 # Not set_float32_matmul_precision: it raises once a caller has used these newer settings.
 MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-
+FULL = ("ieee", "none")  # none: nobody has allowed less
 
 _lock = threading.Lock()
 _inside = 0  # how many calls rely on the setting, in all threads
-_allowed: list[str] = []  # what it was before the first of them
+_allowed: dict[Any, str] = {}  # by entry of MATMULS: the lower precision that they replaced
 
 
 @contextlib.contextmanager
@@ -33,13 +34,13 @@ def ieee_float32(device: torch.device) -> Iterator[None]:
 
 
 def _enter() -> None:
-    global _inside, _allowed
+    global _inside
     with _lock:
         _inside += 1
-        if _inside == 1:
-            _allowed = [backend.fp32_precision for backend in MATMULS]
-            for backend in MATMULS:
-                backend.fp32_precision = "ieee"
+        for matmul in MATMULS:
+            if matmul.fp32_precision not in FULL:
+                _allowed[matmul] = matmul.fp32_precision
+                matmul.fp32_precision = "ieee"
 
 
 def _leave() -> None:
@@ -47,5 +48,10 @@ def _leave() -> None:
     with _lock:
         _inside -= 1
         if _inside == 0:
-            for backend, precision in zip(MATMULS, _allowed, strict=True):
-                backend.fp32_precision = precision
+            for matmul, precision in _allowed.items():
+                # "none" inherits from torch.backends.fp32_precision and the like. What was
+                # inherited must not become their own: they would not follow a later change.
+                matmul.fp32_precision = "none"
+                if matmul.fp32_precision != precision:
+                    matmul.fp32_precision = precision
+            _allowed.clear()
