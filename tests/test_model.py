@@ -5,8 +5,9 @@ import torch
 from small_models import CLASSES, small_batch, small_config
 from torch import nn
 
-from maskformer_fast import MaskFormer, MaskFormerConfig, PerPixelBaseline, Targets
+from maskformer_fast import MaskFormer, MaskFormerConfig, PerPixelBaseline, Targets, use_backend
 from maskformer_fast.model.per_pixel import semantic_labels
+from maskformer_fast.model.pixel_decoder import MaskProjection
 from maskformer_fast.ops import mask_logits
 
 
@@ -47,6 +48,32 @@ def test_masks_and_features_do_not_depend_on_which_is_read_first(queries):
     torch.testing.assert_close(second.masks_queries_logits, masks)
     torch.testing.assert_close(first.pixel_features, features)
     assert masks.is_contiguous() and features.shape == (2, 16, 13, 21)
+
+
+@pytest.mark.parametrize("first", ["masks_queries_logits", "pixel_features"])
+def test_results_of_float32_do_not_depend_on_autocast_where_they_are_read(model, first):
+    pixel_values = torch.randn(2, 3, 50, 83)
+    expected, output = model(pixel_values), model(pixel_values)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = {name: output[name] for name in (first, "masks_queries_logits", "pixel_features")}
+    for name, tensor in got.items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+def test_masks_of_evaluation_are_computed_by_the_backend_that_is_asked_for(model, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the composed filters are not the reference")
+
+    pixel_values = torch.randn(1, 3, 64, 64)
+    expected = model(pixel_values).masks_queries_logits
+    output = model(pixel_values)
+    with use_backend("cuda"), pytest.raises(RuntimeError, match="'cuda' cannot run"):
+        output.masks_queries_logits  # noqa: B018
+    monkeypatch.setattr(MaskProjection, "mask_logits", refuse)
+    with use_backend("reference"):
+        torch.testing.assert_close(model(pixel_values).masks_queries_logits, expected)
+    monkeypatch.setenv("MASKFORMER_FAST_BACKEND", "reference")
+    torch.testing.assert_close(model(pixel_values).masks_queries_logits, expected)
 
 
 def test_outputs_stay_when_the_weights_change():

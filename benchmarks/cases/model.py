@@ -1,6 +1,7 @@
 """The whole model: Swin-T, one image to panoptic segments, and one training step.
 
-Weights are random and the same on both sides. In inference the 23 surest queries are kept. The
+Weights are random and the same on both sides. In inference the 23 surest queries are kept, and
+under the backend "cpu" masks come from the model's composed filters instead of the op. The
 optimizer's step has length 0, so that every call sees the same weights. In training transformers
 also supervises the queries before the first layer, and leaves out a LayerNorm, so that its loss
 is another number: its logits are compared.
@@ -116,7 +117,7 @@ def inference_race(
         settings,
         title="whole model",
         shape=shape,
-        ops=("mask_logits", "panoptic_map"),
+        ops=("mask_logits", "panoptic_map"),  # the backend of mask_logits decides for the filters
         inputs=(theirs, pixel_values, options),
         ours=segment,
         peers=INFERENCE_PEERS,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskformer_fast import ops
 from maskformer_fast.model.pixel_decoder import MaskProjection
+from maskformer_fast.ops.registry import resolve
 
 
 class Auxiliary(NamedTuple):
@@ -55,12 +56,17 @@ class MaskFormerOutput:
 
     @property
     def masks_queries_logits(self) -> Tensor:
-        if self._masks is None and isinstance(self._features, MaskProjection):
-            self._masks = self._features.mask_logits(self.mask_queries)
-        elif self._masks is None:
-            features = self.pixel_features.to(self.mask_queries.dtype)
-            self._masks = ops.mask_logits(self.mask_queries, features)
+        if self._masks is None:
+            self._masks = self._compute_masks()
         return self._masks
+
+    def _compute_masks(self) -> Tensor:
+        queries = self.mask_queries
+        backend = resolve("mask_logits", "auto", queries.device.type, queries.dtype)
+        # The composed filters stand in for the op's "cpu" backend, and for no other.
+        if isinstance(self._features, MaskProjection) and backend == "cpu" and len(queries) > 0:
+            return self._features.mask_logits(queries)
+        return ops.mask_logits(queries, self.pixel_features.to(queries.dtype), backend=backend)
 
     def keys(self) -> list[str]:
         predictions = ["class_queries_logits", "masks_queries_logits"]

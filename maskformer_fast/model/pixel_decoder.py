@@ -20,6 +20,9 @@ class MaskProjection(NamedTuple):
     from x at once, by one filter for each query of an image:
 
         mask_queries . conv(x, weight) = conv(x, mask_queries . weight)
+
+    It is computed in the dtype of x, that of the forward pass, whatever autocast says when the
+    result is read.
     """
 
     x: Tensor  # [B, D, h, w]
@@ -39,15 +42,17 @@ class MaskProjection(NamedTuple):
 
     def pixel_features(self) -> Tensor:
         """[B, C, h, w]"""
-        return F.conv2d(self.x, self.weight, self.bias, padding=1)
+        with torch.autocast(self.x.device.type, enabled=False):
+            return F.conv2d(self.x, self.weight, self.bias, padding=1)
 
     def mask_logits(self, mask_queries: Tensor) -> Tensor:
-        """mask_queries [B, Q, C] -> [B, Q, h, w], in their dtype."""
-        queries = mask_queries.to(self.x.dtype)
-        filters = (queries @ self.weight.flatten(1)).unflatten(2, self.weight.shape[1:])
-        images = zip(self.x.split(1), filters, queries @ self.bias, strict=True)
-        logits = [F.conv2d(x, weight, bias, padding=1) for x, weight, bias in images]
-        return torch.cat(logits).to(mask_queries.dtype).contiguous()
+        """mask_queries [B, Q, C], B >= 1 -> [B, Q, h, w], in their dtype."""
+        with torch.autocast(self.x.device.type, enabled=False):
+            queries = mask_queries.to(self.x.dtype)
+            filters = (queries @ self.weight.flatten(1)).unflatten(2, self.weight.shape[1:])
+            images = zip(self.x.split(1), filters, queries @ self.bias, strict=True)
+            logits = [F.conv2d(x, weight, bias, padding=1) for x, weight, bias in images]
+            return torch.cat(logits).to(mask_queries.dtype).contiguous()
 
 
 class ConvNorm(nn.Module):
