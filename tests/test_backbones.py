@@ -14,6 +14,7 @@ from maskformer_fast.model.backbones.swin import (
     Swin,
     WindowAttention,
     drop_path,
+    kept,
     shift_mask,
     window_rows,
 )
@@ -130,6 +131,18 @@ def test_swin_state_has_no_caches():
     swin(torch.randn(1, 3, 40, 40))
     assert set(swin.state_dict()) == before
     assert not any("index" in name or "mask" in name for name in before)
+
+
+def test_what_swin_keeps_is_no_part_of_a_captured_graph(monkeypatch):
+    cached = kept(lambda size: torch.zeros(size))
+    before = cached(3)
+    assert cached(3) is before
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert cached(3) is not before  # the cache may drop it while the graph lives
+    made = cached(4)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert cached(3) is before and cached(4) is not made
 
 
 def test_swin_in_half_precision():

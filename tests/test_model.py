@@ -291,15 +291,28 @@ def test_per_pixel_baseline_learns_and_ignores_void():
     assert labels[0][targets.segments[0] == 1].eq(targets.labels[0, 1]).all()
 
 
+SWIN = {
+    "backbone": "swin",
+    "backbone_config": {
+        "embed_dim": 8,
+        "depths": [2, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 4,
+    },
+}
+
+
 def test_backbone_of_the_configuration_is_used():
     assert isinstance(MaskFormer(small_config()).pixel_level.backbone, nn.Module)
-    swin = small_config(
-        backbone="swin",
-        backbone_config={
-            "embed_dim": 8,
-            "depths": [1, 1, 1, 1],
-            "num_heads": [1, 1, 2, 2],
-            "window_size": 4,
-        },
-    )
-    assert MaskFormer(swin)(torch.randn(1, 3, 40, 52)).masks_queries_logits.shape[2:] == (10, 13)
+    model = MaskFormer(small_config(**SWIN))
+    assert model(torch.randn(1, 3, 40, 52)).masks_queries_logits.shape[2:] == (10, 13)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("backbone", [{}, SWIN], ids=["resnet", "swin"])
+def test_a_batch_without_images_gives_empty_outputs(backbone, training):
+    model = MaskFormer(small_config(**backbone)).train(training)
+    output = model(torch.zeros(0, 3, 64, 64))
+    assert output.class_queries_logits.shape == (0, 6, CLASSES + 1)
+    assert output.masks_queries_logits.shape == (0, 6, 16, 16)
+    assert output.pixel_features.shape == (0, 16, 16, 16)

@@ -19,7 +19,7 @@ from maskformer_fast.model.backbones.base import Backbone
 PATCH_SIZE = 4
 INIT_STD = 0.02
 FORBIDDEN = -100.0  # added to the attention score of pixels that shifting brought together
-CACHED_SIZES = 64  # four stages, shifted or not, of eight image sizes
+CACHED_SIZES = 16  # four stages, shifted or not, of two image sizes
 
 
 def missing(size: int, multiple: int) -> int:
@@ -30,8 +30,9 @@ def missing(size: int, multiple: int) -> int:
 def split_windows(x: Tensor, window: int) -> Tensor:
     """x [B, H, W, C], H and W multiples of `window` -> [B, windows, window * window, C]."""
     b, h, w, c = x.shape
-    x = x.view(b, h // window, window, w // window, window, c).transpose(2, 3)
-    return x.reshape(b, -1, window * window, c)
+    rows, columns = h // window, w // window
+    x = x.view(b, rows, window, columns, window, c).transpose(2, 3)
+    return x.reshape(b, rows * columns, window * window, c)
 
 
 def join_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
@@ -81,15 +82,23 @@ def window_rows(
     return taken.flatten(), places.flatten()
 
 
+def in_a_graph() -> bool:
+    """Whether operations are being recorded: compiled, or captured by CUDA."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def kept(make: Callable[..., Any]) -> Callable[..., Any]:
-    """`make` with a cache, which compiled graphs do without."""
+    """`make` with a cache, which compiled graphs do without, and graphs that CUDA captures: what is
+    made in one belongs to its memory pool, and what was made before may be freed under it."""
 
     @lru_cache(maxsize=CACHED_SIZES)
     def cached(*key: Any) -> Any:
         with torch.inference_mode(False):  # training may use what prediction cached
             return make(*key)
 
-    return lambda *key: make(*key) if torch.compiler.is_compiling() else cached(*key)
+    return lambda *key: make(*key) if in_a_graph() else cached(*key)
 
 
 kept_shift_mask, kept_window_rows = kept(shift_mask), kept(window_rows)
@@ -130,7 +139,7 @@ class WindowAttention(nn.Module):
         taken, places = kept_window_rows(b, h, w, self.window, shift, x.device)
         # Products are over pixels, and padding is one row of zeros: it may be half of a window map.
         qkv = self.qkv(F.pad(x.reshape(-1, c), (0, 0, 0, 1))).index_select(0, taken)
-        windows = len(taken) // (b * n)
+        windows = (h + missing(h, self.window)) * (w + missing(w, self.window)) // n
         qkv = qkv.view(b, windows, n, 3, self.heads, c // self.heads).permute(3, 0, 1, 4, 2, 5)
         x = self.attend(qkv, self.bias(h, w, shift, qkv))
         x = x.transpose(2, 3).reshape(-1, c).index_select(0, places)
