@@ -1,10 +1,10 @@
 """How time and memory are measured.
 
 Time is the call's, from the host: what a user waits for. On CUDA the device is waited for before
-and after, and a buffer larger than the L2 cache is written in between calls; what is replayed from a
-CUDA graph is timed on the device, between two events. A shared machine
-changes its speed within seconds, so contenders take turns, and all are warm before the first turn:
-PyTorch's first calls, which set up threads and caches, are several times slower.
+and after, and a buffer larger than the L2 cache is written in between calls; what is replayed from
+a CUDA graph is timed on the device, between two events. A shared machine changes its speed within
+seconds, so contenders take turns, and all are warm before the first turn: PyTorch's first calls,
+which set up threads and caches, are several times slower.
 
 Memory is the peak above what was in use before the call, results included. On the CPU it is the
 high-water mark of resident memory as Linux counts it, reset before the call: all allocators are
