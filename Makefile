@@ -22,7 +22,7 @@ BIN := .venv/bin
 READY := .venv/ready
 CPP := $(shell find csrc -name '*.?pp' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulation -name '*.?pp' -o -name '*.cu')
-OP_TESTS := tests/test_safety.py $(wildcard tests/test_*_cuda.py) \
+OP_TESTS := tests/test_safety.py $(wildcard tests/test_*_cuda.py tests/test_*_kernels.py) \
     $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
 
 ON_GPU := cuda and not emulated

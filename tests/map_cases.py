@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from backends import device_of
 from torch import Tensor
 
+from maskformer_fast.ops.semantic_map import class_score_bands
+from maskformer_fast.ops.upsample import upsample
+
 TIE = 1e-5  # two scores within this, relative to the larger, may change places by rounding
 
 
@@ -65,6 +68,41 @@ def is_tie(scores: Tensor) -> Tensor:
         return torch.zeros(scores.shape[1:], dtype=torch.bool)
     best, second = scores.topk(2, 0).values
     return best - second <= TIE * best.abs()
+
+
+def near_ties(
+    score: Tensor,
+    mask_logits: Tensor,
+    size: tuple[int, int],
+    dialect: str,
+    region: Tensor | None,
+    kept: Tensor,
+) -> Tensor:
+    """bool [H, W] of one image: rounding may decide which query of panoptic_map wins a pixel, or
+    whether the pixel is inside that query's mask."""
+    x = mask_logits.double()[None]
+    if dialect == "transformers":
+        probs = upsample(x.sigmoid().nan_to_num(nan=0.0), size, region)[0]
+        own = score[:, None, None] * probs
+    else:
+        own = probs = upsample(x, size, region)[0].sigmoid().nan_to_num(nan=0.0)
+    edge = ((own - 0.5).abs() < 1e-5)[kept].any(0)
+    return is_tie((score[:, None, None] * probs)[kept]) | edge
+
+
+def exact_scores(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    size: tuple[int, int],
+    order: str,
+    region: Tensor | None,
+) -> Tensor:
+    """[K, H, W]: the scores of semantic_map's reference in float64, of a batch of one image."""
+    extent = None if region is None else region[0]
+    bands = class_score_bands(
+        class_logits[0].double(), mask_logits[0].double(), size, order, extent
+    )
+    return torch.cat([band for _, band in bands], 1)
 
 
 def assert_equal_off_ties(got: Tensor, expected: Tensor, tie: Tensor, share: float = 0.01) -> None:

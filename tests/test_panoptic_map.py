@@ -6,20 +6,15 @@ from backends import device_of, each_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_cases import (
-    ADVERSARIAL,
-    adversarial_maps,
     assert_equal_off_ties,
     class_logits_of,
     interpolate,
     is_tie,
     mask_logits_of,
-    output_sizes,
     random_predictions,
-    regions,
 )
 
 from maskformer_fast.ops.panoptic_map import DIALECTS, PanopticMap, panoptic_map
-from maskformer_fast.ops.upsample import upsample
 
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS)
 NO_OBJECT = 3  # of the hand-made cases: classes 0, 1 are things, 2 is stuff
@@ -31,20 +26,6 @@ def merge(queries, masks, **options):
     class_logits = class_logits_of(*queries, num_classes=3)
     mask_logits = mask_logits_of(*masks)
     return panoptic_map(class_logits, mask_logits, mask_logits.shape[-2:], **options)
-
-
-def run(backend, class_logits, mask_logits, size, region=None, **options):
-    """panoptic_map by a backend, of tensors on the CPU and with its result there."""
-    device = device_of(backend)
-    result = panoptic_map(
-        class_logits.to(device),
-        mask_logits.to(device),
-        size,
-        region=None if region is None else region.to(device),
-        backend=backend,
-        **options,
-    )
-    return PanopticMap(*(field.cpu() for field in result))
 
 
 @each_dialect
@@ -315,87 +296,6 @@ def test_nan_wins_nothing_that_another_query_claims(dialect):
     assert got.segments.tolist() == [[[1, 1]]]
     assert got.segment_of_query.tolist() == [[0, 1, 0]]
     assert got.score[0, 0] == 0
-
-
-@each_backend("panoptic_map")
-@each_dialect
-@pytest.mark.parametrize("name", ADVERSARIAL)
-def test_adversarial_maps(backend, dialect, name):
-    class_logits, mask_logits = random_predictions(1, 9, 3, 1, 1)[0], adversarial_maps(name, 9)
-    rules = {"thing_classes": [0, 2], "score_threshold": 0.4, "overlap_threshold": 0.0}
-    for size in output_sizes(mask_logits):
-        for region in regions(mask_logits):
-            options = {**rules, "dialect": dialect, "region": region}
-            got = run(backend, class_logits, mask_logits, size, **options)
-            exact = panoptic_map(class_logits.double(), mask_logits.double(), size, **options)
-            assert torch.equal(got.label, exact.label)
-            kept = (exact.label[0] < 3) & (exact.score[0] > 0.4)
-            tie = near_ties(exact.score[0], mask_logits[0], size, dialect, region, kept)
-            sure = exact.segment_of_query[0] == got.segment_of_query[0]
-            assert sure.all() or tie.any()  # a tied pixel may be a query's only one
-            if sure.all():
-                assert_equal_off_ties(got.segments[0], exact.segments[0], tie, share=0.1)
-                assert ((got.area - exact.area).abs() <= tie.sum()).all()
-
-
-def near_ties(score, mask_logits, size, dialect, region, kept):
-    """Pixels [H, W] where rounding may decide the winner, or whether it is inside its mask."""
-    x = mask_logits.double()[None]
-    if dialect == "transformers":
-        probs = upsample(x.sigmoid().nan_to_num(nan=0.0), size, region)[0]
-        own = score[:, None, None] * probs
-    else:
-        own = probs = upsample(x, size, region)[0].sigmoid().nan_to_num(nan=0.0)
-    edge = ((own - 0.5).abs() < 1e-5)[kept].any(0)
-    return is_tie((score[:, None, None] * probs)[kept]) | edge
-
-
-# More queries than bits in a word, several tiles each way, images of different regions; a single
-# cell; fewer pixels than cells; more queries than a CUDA block has counters for.
-LARGER = {
-    "tiles": (2, 70, 5, (9, 33), (50, 270), torch.tensor([[9.0, 33.0], [5.6, 20.3]])),
-    "one_cell": (1, 40, 4, (1, 1), (30, 140), None),
-    "smaller": (1, 40, 4, (40, 150), (30, 33), None),
-    "queries": (1, 2100, 3, (3, 4), (24, 33), None),
-}
-
-
-@each_backend("panoptic_map")
-@each_dialect
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", LARGER)
-def test_larger_maps(backend, dialect, dtype, name):
-    b, q, k, grid, size, region = LARGER[name]
-    class_logits, mask_logits = random_predictions(b, q, k, *grid, dtype=dtype)
-    options = {"thing_classes": [0, 2], "score_threshold": 0.7, "overlap_threshold": 0.1}
-    options |= {"dialect": dialect, "region": region}
-    got = run(backend, class_logits, mask_logits, size, **options)
-    exact = panoptic_map(
-        class_logits.double(), mask_logits.double(), size, backend="reference", **options
-    )
-    assert torch.equal(got.label, exact.label)
-    torch.testing.assert_close(got.score.double(), exact.score, rtol=1e-6, atol=0)
-    assert torch.equal(got.segment_of_query, exact.segment_of_query)
-    for image in range(b):
-        kept = (exact.label[image] < k) & (exact.score[image] > 0.7)
-        extent = None if region is None else region[image : image + 1]
-        tie = near_ties(exact.score[image], mask_logits[image], size, dialect, extent, kept)
-        assert_equal_off_ties(got.segments[image], exact.segments[image], tie)
-        assert ((got.area[image] - exact.area[image]).abs() <= tie.sum()).all()
-
-
-@each_backend("panoptic_map")
-@each_dialect
-def test_the_same_bits_in_any_order_of_threads(backend, dialect, monkeypatch):
-    class_logits, mask_logits = random_predictions(2, 9, 4, 9, 9)
-    options = {"thing_classes": [0], "score_threshold": 0.3, "overlap_threshold": 0.1}
-    runs = []
-    for seed in ("0", "1", "2"):
-        monkeypatch.setenv("MASKFORMER_EMULATION_SEED", seed)  # of the emulated kernels
-        runs.append(run(backend, class_logits, mask_logits, (33, 34), dialect=dialect, **options))
-    for field in range(5):
-        assert torch.equal(runs[0][field], runs[1][field])
-        assert torch.equal(runs[0][field], runs[2][field])
 
 
 def test_no_images_and_no_things():
