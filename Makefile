@@ -75,7 +75,8 @@ emulation: | $(if $(HAS_TOOLS)$(wildcard $(READY)),,$(READY))
 	$(call cmake,tests/emulation,build/emulation,maskformer_fast)
 
 gpu: cuda_in_place
-	$(PYTHON) -m pytest -q -p no:cacheprovider $(OP_TESTS) tests/test_cuda_build.py -k "$(ON_GPU)"
+	$(PYTHON) -m pytest -q -p no:cacheprovider -k "$(ON_GPU)" \
+	    $(OP_TESTS) tests/test_cuda_build.py tests/test_cuda_capture.py
 	for tool in $(if $(shell command -v compute-sanitizer),$(CUDA_TOOLS)); do \
 	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	        $(PYTHON) -m pytest -q -p no:cacheprovider $(OP_TESTS) -k "$(CUDA_TOOLS_TESTS)" || exit 1; \

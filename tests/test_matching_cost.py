@@ -155,11 +155,13 @@ def test_no_targets(backend):
     assert matching_cost(*tensors, empty.to(device), backend=backend).shape == (2, 2, 0, 7)
 
 
-def test_opcheck_and_compile():
-    tensors = inputs((2, 2, 7, 8, 4, 5))
-    targets = random_targets([2, 1], (9, 9), num_classes=CLASSES, masks=False)
+@each_backend("matching_cost")
+def test_opcheck_and_compile(backend):
+    device = device_of(backend)
+    tensors = inputs((2, 2, 7, 8, 4, 5), device=device)
+    targets = random_targets([2, 1], (9, 9), num_classes=CLASSES, masks=False).to(device)
     fields = (targets.labels, targets.num_targets, targets.pixels)
-    numbers = (1.0, 20.0, 1.0, 0.25, 2.0, True, "reference")
+    numbers = (1.0, 20.0, 1.0, 0.25, 2.0, True, backend)
     ops = torch.ops.maskformer_fast
     torch.library.opcheck(ops.matching_cost.default, (*tensors, *fields, *numbers))
     logits = mask_logits(tensors[1][0], tensors[2])
@@ -168,9 +170,11 @@ def test_opcheck_and_compile():
     )
     compiled = torch.compile(matching_cost, fullgraph=True, backend="aot_eager")
     for shape in SHAPES[1:]:
-        tensors = inputs(shape)
+        tensors = inputs(shape, device=device)
         targets = random_targets(counts(shape[1]), (9, 9), num_classes=CLASSES, masks=False)
-        torch.testing.assert_close(compiled(*tensors, targets), matching_cost(*tensors, targets))
+        arguments = (*tensors, targets.to(device))
+        expected = matching_cost(*arguments, backend=backend)
+        torch.testing.assert_close(compiled(*arguments, backend=backend), expected)
 
 
 def test_autocast_changes_nothing():
