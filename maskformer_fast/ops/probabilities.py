@@ -27,8 +27,9 @@ def mask_probabilities(mask_logits: Tensor) -> Tensor:
 def is_among(labels: Tensor, classes: Sequence[int]) -> Tensor:
     """Whether each label is one of `classes`: bool, without copying the list to the device."""
     found = torch.zeros_like(labels, dtype=torch.bool)
-    wanted = sorted(set(classes))
-    starts = [i for i, label in enumerate(wanted) if i == 0 or wanted[i - 1] != label - 1]
-    for start, end in zip(starts, [*starts[1:], len(wanted)], strict=True):
-        found |= (labels >= wanted[start]) & (labels <= wanted[end - 1])
+    wanted = set(classes)
+    first = sorted(label for label in wanted if label - 1 not in wanted)  # of runs of neighbours
+    last = sorted(label for label in wanted if label + 1 not in wanted)
+    for low, high in zip(first, last, strict=True):
+        found |= (labels >= low) & (labels <= high)
     return found
