@@ -1,9 +1,6 @@
 """linear_assignment: totals against SciPy and against every permutation, never indices."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -362,46 +359,3 @@ def test_binding_refuses_what_would_leave_the_tensors(argument: str, value: int)
 
 
 # Calls the module in a process of its own: the instruction set is chosen once. Without torch.
-ASSIGN_WITH_NUMPY = """
-import importlib.util, sys
-import numpy as np
-
-spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-for t, q in ((1, 1), (7, 9), (33, 31), (32, 32), (40, 100)):
-    cost = np.random.default_rng(0).random((3, t, q)).astype(sys.argv[2])
-    counts = np.full(3, t, dtype=np.int32)
-    matching, gap, status = np.zeros((3, t), int), np.zeros(3), np.zeros(3, np.int8)
-    arrays = (counts, matching, gap, status)
-    module.linear_assignment(
-        cost.ctypes.data, cost.itemsize == 8, *(a.ctypes.data for a in arrays), 3, t, q, threads=2
-    )
-    print(matching.tolist(), gap.tolist(), status.tolist())
-print(module.instruction_set(), "torch" in sys.modules, file=sys.stderr)
-"""
-
-
-def assign_with(instructions: str, dtype: str = "float64") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"MASKFORMER_FAST_INSTRUCTION_SET": instructions}
-    command = [sys.executable, "-c", ASSIGN_WITH_NUMPY, compiled_module().__file__, dtype]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-@needs_compiled_module
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("instructions", ["avx2", "avx512"])
-def test_every_instruction_set_gives_the_same(instructions: str, dtype: str) -> None:
-    result = assign_with(instructions, dtype)
-    if "one that this machine runs" in result.stderr:
-        pytest.skip(f"this machine does not run {instructions}")
-    assert result.stderr.split() == [instructions, "False"]
-    assert result.stdout == assign_with("baseline", dtype).stdout != ""
-
-
-@needs_compiled_module
-def test_an_unknown_instruction_set_is_refused() -> None:
-    result = assign_with("sse9")
-    assert result.returncode != 0
-    assert "MASKFORMER_FAST_INSTRUCTION_SET: expected baseline, avx2 or avx512" in result.stderr
-    assert "got sse9" in result.stderr
