@@ -1,11 +1,14 @@
 """How a test runs once for every backend of an op."""
 
 import os
+from collections.abc import Collection
 
 import pytest
 
 import maskformer_fast
-from maskformer_fast.ops.registry import OPS
+from maskformer_fast.ops.registry import BACKENDS, OPS
+
+CUDA_BACKENDS = ("cuda", "cuda_emulated")
 
 
 def implemented(op: str) -> dict[str, tuple[pytest.MarkDecorator, ...]]:
@@ -18,10 +21,11 @@ def implemented(op: str) -> dict[str, tuple[pytest.MarkDecorator, ...]]:
     }
 
 
-def each_backend(op: str) -> pytest.MarkDecorator:
-    """Parametrise `backend` by those that implement the op."""
+def each_backend(op: str, *, of: Collection[str] = BACKENDS) -> pytest.MarkDecorator:
+    """Parametrise `backend` by those `of` these that implement the op."""
+    marks = {name: marks for name, marks in implemented(op).items() if name in of}
     return pytest.mark.parametrize(
-        "backend", [pytest.param(name, marks=marks) for name, marks in implemented(op).items()]
+        "backend", [pytest.param(name, marks=found) for name, found in marks.items()]
     )
 
 

@@ -20,6 +20,7 @@ from maskformer_fast.ops.registry import compiled_module
 VARIABLE = "MASKFORMER_FAST_INSTRUCTION_SET"
 LOSSES = ("matching_cost", "matching_cost_from_logits", "mask_loss")
 missing = maskformer_fast.backends()["mask_logits"]["cpu"]
+needs_compiled_module = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
 def assert_close(case: Case, got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -83,7 +84,7 @@ def compare_all() -> None:
     print(compiled_module().instruction_set())
 
 
-@pytest.mark.skipif(missing is not None, reason=str(missing))
+@needs_compiled_module
 @pytest.mark.parametrize("instructions", ["baseline", "avx2"])
 def test_every_op_gives_the_results_of_the_reference(instructions: str) -> None:
     environment = os.environ | {VARIABLE: instructions, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -120,7 +121,7 @@ def assign_with(instructions: str, dtype: str = "float64") -> subprocess.Complet
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(missing is not None, reason=str(missing))
+@needs_compiled_module
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("instructions", ["avx2", "avx512"])
 def test_every_instruction_set_gives_the_same(instructions: str, dtype: str) -> None:
@@ -131,7 +132,7 @@ def test_every_instruction_set_gives_the_same(instructions: str, dtype: str) -> 
     assert result.stdout == assign_with("baseline", dtype).stdout != ""
 
 
-@pytest.mark.skipif(missing is not None, reason=str(missing))
+@needs_compiled_module
 def test_an_unknown_instruction_set_is_refused() -> None:
     result = assign_with("sse9")
     assert result.returncode != 0

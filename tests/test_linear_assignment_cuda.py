@@ -1,11 +1,9 @@
 """linear_assignment on CUDA, or emulated: every plan of the kernel, and what only it can break."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-from backends import device_of
+from backends import CUDA_BACKENDS, device_of, each_backend
 from test_linear_assignment import FAMILIES, INF, NAN, UNMATCHED, check, random, run
 from torch import Tensor
 
@@ -33,15 +31,7 @@ FAR_FROM_ZERO = {
 }
 
 
-def backends() -> Iterator[object]:
-    """Those that run the CUDA kernel; one that cannot run here is skipped with its reason."""
-    for name in ("cuda", "cuda_emulated"):
-        reason = maskformer_fast.backends()["linear_assignment"][name]
-        marks = pytest.mark.skip(reason=f"{name}: {reason}") if reason else ()
-        yield pytest.param(name, marks=marks)
-
-
-each_cuda_backend = pytest.mark.parametrize("backend", list(backends()))
+each_cuda_backend = each_backend("linear_assignment", of=CUDA_BACKENDS)
 
 
 def with_non_finite(cost: Tensor, seed: int) -> Tensor:

@@ -3,7 +3,7 @@ of threads."""
 
 import pytest
 import torch
-from backends import device_of, each_backend
+from backends import CUDA_BACKENDS, device_of, each_backend
 from map_cases import (
     ADVERSARIAL,
     adversarial_maps,
@@ -42,12 +42,10 @@ def test_adversarial_maps(backend, order, name):
                 assert_equal_off_ties(labels[0], exact.argmax(0), is_tie(exact), share=0.1)
 
 
-@each_backend("semantic_map")
+@each_backend("semantic_map", of=["cpu"])  # the others do not prune, or cannot be told not to
 @each_order
 @pytest.mark.parametrize("name", ["smooth", "many_tiles", "checkerboard"])
 def test_pruning_changes_no_bit(backend, order, name, monkeypatch):
-    if backend != "cpu":
-        pytest.skip(f"{backend}: does not prune, or cannot be told not to")
     class_logits, mask_logits = random_predictions(1, 7, 40, 1, 1)[0], adversarial_maps(name, 7)
     size = [8 * cells for cells in mask_logits.shape[-2:]]
     options = {"order": order, "return_scores": True, "backend": backend}
@@ -57,10 +55,8 @@ def test_pruning_changes_no_bit(backend, order, name, monkeypatch):
 
 
 @pytest.mark.parametrize("op", ["semantic_map", "instance_masks"])
-@each_backend("semantic_map")
+@each_backend("semantic_map", of=CUDA_BACKENDS)
 def test_cuda_workspace_is_below_32_mib(backend, op):
-    if not backend.startswith("cuda"):
-        pytest.skip("its memory is measured in test_workspace.py")
     classes = [150] if op == "semantic_map" else []
     for h, w in ((200, 336), (256, 512)):
         workspace = Kernels(backend).workspace(

@@ -1,5 +1,5 @@
 // Elementary functions for loops that the compiler turns into vector code, and for vectors (Real is
-// float or, on the CPU, Lanes of cpu/float_lanes.hpp): no branch, no table, no call. Polynomials
+// float or, on the CPU, Register of cpu/float_lanes.hpp): no branch, no table, no call. Polynomials
 // are minimax fits; NaN gives NaN. No structs: gcc does not vectorise an `omp simd` loop with one
 // in it.
 #pragma once
