@@ -5,6 +5,10 @@ import sys
 import zlib
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # backend "triton" in Triton's interpreter, on CPU tensors
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 try:
     import torchvision  # noqa: F401

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from backends import device_of, each_backend
+from backends import device_of, each_backend, skip_if_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import TOLERANCE, short
@@ -38,6 +38,7 @@ def test_by_hand():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_matches_float64_reference(backend, shape, dtype, sigmoid):
+    skip_if_refused(backend, dtype)
     queries, features = inputs(shape, dtype, device_of(backend))
     op = mask_probs if sigmoid else mask_logits
     got = op(queries, features, backend=backend)
@@ -56,6 +57,7 @@ def test_gradcheck(op):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=short)
 @pytest.mark.parametrize("op", [mask_logits, mask_probs])
 def test_gradients_match_float64_reference(backend, dtype, op):
+    skip_if_refused(backend, dtype)
     leaves = [t.requires_grad_() for t in inputs((2, 3, 5, 7, 11), dtype, device_of(backend))]
     exact = [t.detach().double().requires_grad_() for t in leaves]
     weight = torch.randn(2, 3, 7, 11, generator=torch.Generator().manual_seed(1)).to(leaves[0])

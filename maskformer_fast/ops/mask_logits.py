@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskformer_fast.ops import checks
 from maskformer_fast.ops.precision import ieee_float32
-from maskformer_fast.ops.registry import compiled_module, register, resolve
+from maskformer_fast.ops.registry import compiled_module, register, resolve, triton_backend
 
 TILE_CELLS = 2048  # of the mask grid: what of half inputs is held as float32 at a time
 
@@ -147,7 +147,11 @@ _forward = register(
     "mask_logits",
     "(Tensor mask_queries, Tensor pixel_features, bool sigmoid, str backend) -> Tensor",
     fake=_fake,
-    backends={"reference": reference, "cpu": compiled},
+    backends={
+        "reference": reference,
+        "cpu": compiled,
+        "triton": triton_backend("mask_logits", "forward"),
+    },
 )
 _backward = register(
     "mask_logits_backward",

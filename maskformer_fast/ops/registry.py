@@ -142,6 +142,8 @@ def _obstacle(op: Op, backend: str, device: str, dtype: torch.dtype) -> str | No
         return missing
     if dtype == torch.float64 and not op.float64_kernels:
         return "its kernels take float32, float16 and bfloat16; got float64 (use 'reference')"
+    if backend == "triton" and dtype == torch.bfloat16 and _interpreted():
+        return "Triton's interpreter (TRITON_INTERPRET=1) computes bfloat16 wrongly"
     on_host = backend in ("cpu", "cuda_emulated") or (backend == "triton" and _interpreted())
     expected = "cpu" if on_host else "cuda"
     return None if device == expected else f"it takes {expected} tensors, got {device}"
@@ -162,6 +164,19 @@ def emulated_module() -> Any:
 def cuda_module(backend: str) -> Any:
     """The module with the CUDA launchers of backend "cuda" or "cuda_emulated"."""
     return emulated_module() if backend == "cuda_emulated" else compiled_module().cuda
+
+
+def triton_backend(file: str, launcher: str) -> Callable[..., Any]:
+    """The entry of `register(backends=...)` for maskformer_fast/kernels/<file>.py: <launcher>.
+
+    Triton is imported by the first call, not with the package.
+    """
+
+    def run(*arguments: Any) -> Any:
+        kernels = importlib.import_module(f"maskformer_fast.kernels.{file}")
+        return getattr(kernels, launcher)(*arguments)
+
+    return run
 
 
 def _cpu_probe() -> str | None:

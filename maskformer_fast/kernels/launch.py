@@ -1,0 +1,137 @@
+"""How the Triton kernels are started, and with which tiles.
+
+A kernel has a name, "<file>.<kernel>", and its launcher sorts every call into one of a few classes
+of sizes. configs.json holds a configuration for each architecture, name and class: no call ever
+measures or searches.
+
+    config = configuration("mask_logits.product", "half", features.device)
+    grid = (triton.cdiv(pixels, config["BLOCK_P"]), images)
+    launch(product, grid, config, queries, features, result, pixels, SIGMOID=True)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TABLE = Path(__file__).with_name("configs.json")
+ARCHITECTURES = ("sm_80", "sm_90")  # a GPU uses the newest that is not newer than itself
+INTERPRETED = "sm_80"  # whose tiles calls on CPU tensors use, under TRITON_INTERPRET=1
+
+_replaced: dict[tuple[str, str], Config] = {}  # by `using`
+
+
+@dataclass(frozen=True)
+class Config:
+    """The tile of one kernel for one class of sizes."""
+
+    name: str  # "<file>.<kernel>"
+    size_class: str
+    blocks: dict[str, int]  # the kernel's constexpr block sizes
+    num_warps: int
+    num_stages: int
+
+    def __getitem__(self, block: str) -> int:
+        return self.blocks[block]
+
+    @classmethod
+    def from_entry(cls, name: str, size_class: str, entry: dict[str, int]) -> Config:
+        """From an entry of configs.json."""
+        blocks = {key: size for key, size in entry.items() if key.isupper()}
+        return cls(name, size_class, blocks, entry["num_warps"], entry["num_stages"])
+
+    def entry(self) -> dict[str, int]:
+        """The entry of configs.json."""
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+@functools.cache
+def table() -> dict[str, dict[str, dict[str, Config]]]:
+    """All configurations, by architecture, name and class of sizes."""
+    document = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {
+        architecture: {
+            name: {c: Config.from_entry(name, c, entry) for c, entry in classes.items()}
+            for name, classes in kernels.items()
+        }
+        for architecture, kernels in document.items()
+    }
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """The entry of ARCHITECTURES whose configurations `device` uses."""
+    if device.type != "cuda":
+        return INTERPRETED
+    capability = torch.cuda.get_device_capability(device)
+    known = [name for name in ARCHITECTURES if divmod(int(name[3:]), 10) <= capability]
+    if not known:
+        raise RuntimeError(f"the Triton kernels need sm_80 or newer; got {capability}")
+    return known[-1]
+
+
+def configuration(name: str, size_class: str, device: torch.device) -> Config:
+    """The tile of a kernel for a class of sizes on `device`."""
+    replaced = _replaced.get((name, size_class))
+    return replaced or table()[architecture(device)][name][size_class]
+
+
+@contextlib.contextmanager
+def using(config: Config) -> Iterator[None]:
+    """Calls inside, of all threads, use `config` instead of the table's: for tests and tuning."""
+    key = (config.name, config.size_class)
+    before = _replaced.get(key)
+    _replaced[key] = config
+    try:
+        yield
+    finally:
+        if before is None:
+            del _replaced[key]
+        else:
+            _replaced[key] = before
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], config: Config, *arguments: Any, **constants: Any
+) -> None:
+    """Start `kernel` on the current stream of its tensors' device; nothing for an empty grid.
+
+    grid       programs along each axis: at most 2^31 - 1, 65535, 65535
+    arguments  of the kernel, in its order; the first tensor tells the device
+    constants  its constexpr parameters besides the blocks of `config`
+    """
+    if 0 in grid:
+        return
+    device = next(x.device for x in arguments if isinstance(x, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        start(kernel, grid, config, arguments, constants)
+
+
+def start(
+    kernel: Any,
+    grid: tuple[int, ...],
+    config: Config,
+    arguments: tuple[Any, ...],
+    constants: dict[str, Any],
+) -> None:
+    """The launch itself, which tests replace by a compilation for a GPU that is not there."""
+    kernel[grid](*arguments, **options(config, constants))
+
+
+def options(config: Config, constants: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a launch."""
+    return {
+        **constants,
+        **config.blocks,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,  # a multiply-add rounds once; Triton's default is changing
+    }
