@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from backends import device_of, implemented
+from backends import device_of, implemented, interpreted, skip_if_refused
 from map_cases import random_predictions
 from op_cases import LAYOUTS, TOLERANCE, random_targets, short
 from torch import Tensor, tensor
@@ -195,6 +195,7 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 
 def inputs_of(case: Case, backend: str, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
     """The case's inputs, those that are float32 in `dtype`."""
+    skip_if_refused(backend, dtype)
     tensors = [t.to(device_of(backend)) for t in case.inputs(seed)]
     return [t.to(dtype) if t.dtype == torch.float32 else t for t in tensors]
 
@@ -251,6 +252,8 @@ def test_the_same_bits_every_time_and_from_kernels_whatever_the_threads(
 def test_python_threads_at_once_get_the_bits_of_one(
     case: Case, backend: str, count: int, threads: Callable[[int], None]
 ) -> None:
+    if backend == "triton" and interpreted():
+        pytest.skip("Triton's interpreter serves one thread at a time")
     threads(count)
     calls = [inputs_of(case, backend, torch.float32, seed) for seed in range(2 * CALLERS)]
     expected = [case.run(backend, *inputs) for inputs in calls]

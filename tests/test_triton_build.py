@@ -26,7 +26,10 @@ TESTS = Path(__file__).parent
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10}  # most bytes that a block may have
 REGISTERS = 1 << 16  # of a multiprocessor, and so at most of a block
 MATRIX_INSTRUCTION = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async"}
-PRODUCTS = {"mask_logits.product"}  # kernels that use tensor cores for half inputs
+PRODUCTS = {
+    "mask_logits.product",
+    "mask_logits.product_over_pixels",
+}  # kernels that use tensor cores for half inputs
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 each_op = pytest.mark.parametrize("op", CALLS)

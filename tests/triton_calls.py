@@ -6,26 +6,22 @@ classes of sizes only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from maskformer_fast.kernels import mask_logits
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-Calls = list[Callable[[], object]]
+QUERIES, CHANNELS, GRID = 100, 256, (16, 16)
 
 
-def calls_of_mask_logits() -> Calls:
-    calls: Calls = []
-    for dtype in DTYPES:
-        queries = torch.zeros(2, 100, 256, dtype=dtype)
-        features = torch.zeros(2, 256, 16, 16, dtype=dtype)
-        for apply_sigmoid in (False, True):
-            calls.append(
-                lambda q=queries, f=features, s=apply_sigmoid: mask_logits.forward(q, f, s)
-            )
-    return calls
+def call_mask_logits(dtype: torch.dtype) -> None:
+    for rows in (QUERIES, mask_logits.FEW_ROWS):
+        queries = torch.zeros(2, rows, CHANNELS, dtype=dtype)
+        features, grad = (torch.zeros(2, c, *GRID, dtype=dtype) for c in (CHANNELS, rows))
+        for layout in (features, features.contiguous(memory_format=torch.channels_last)):
+            for with_sigmoid in (False, True):
+                mask_logits.forward(queries, layout, with_sigmoid)
+                mask_logits.backward(grad, queries, layout, with_sigmoid)
 
 
-CALLS = {"mask_logits": calls_of_mask_logits()}
+CALLS = {"mask_logits": call_mask_logits}

@@ -158,7 +158,11 @@ _backward = register(
     "(Tensor grad, Tensor mask_queries, Tensor pixel_features, bool sigmoid, str backend)"
     " -> (Tensor, Tensor)",
     fake=_fake_backward,
-    backends={"reference": reference_backward, "cpu": compiled_backward},
+    backends={
+        "reference": reference_backward,
+        "cpu": compiled_backward,
+        "triton": triton_backend("mask_logits", "backward"),
+    },
 )
 
 
