@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+BFLOAT16 = (
+    3e-2  # of the largest value, after a few products: eight bits, and sums of their roundings
+)
 MOST_DIFFERENT_PIXELS = 1e-3  # of a map: float32 rounding at ties, and of the peers' coordinates
 
 

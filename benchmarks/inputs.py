@@ -42,6 +42,11 @@ class Embeddings(NamedTuple):
     pixel_features: Tensor  # [B, C, h, w]
     targets: Targets
 
+    def to(self, device: torch.device, dtype: str) -> Embeddings:
+        *tensors, targets = self
+        tensors = [t.to(device, getattr(torch, dtype)) for t in tensors]
+        return Embeddings(*tensors, targets.to(device))
+
 
 def scene(b: int, q: int, t: int, k: int, grid: Size, size: Size) -> Scene:
     """T >= 2 of the Q queries each own a region of the image, whose edges are the targets'."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from measure import Entrant
 from race import Unavailable
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskformer_fast import Targets
 from maskformer_fast.criterion import ALPHA, GAMMA
@@ -33,7 +33,7 @@ WEIGHTS = {"class_weight": 1.0, "mask_weight": 20.0, "dice_weight": 1.0}
 LOSS_WEIGHTS = {"loss_cross_entropy": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
 NO_OBJECT_WEIGHT = 0.1
 Size = tuple[int, int]
-TrainingStep = Callable[[nn.Module, Callable[[], Any]], Callable[[], tuple[Tensor, Tensor]]]
+TrainingStep = Callable[..., Callable[[], tuple[Tensor, Tensor]]]
 
 
 def compiled(make: Callable[..., Entrant]) -> Callable[..., Entrant]:
@@ -74,6 +74,35 @@ def compiled_matching(class_logits: Tensor, mask_logits: Tensor, targets: Target
     )
 
 
+def transformers_matching_cost(
+    class_logits: Tensor, mask_queries: Tensor, pixel_features: Tensor, targets: Targets
+) -> Entrant:
+    """What its matcher does before SciPy, for every layer and image."""
+    from transformers.models.maskformer import modeling_maskformer as maskformer
+
+    masks, labels = _as_lists(targets)
+    grid = pixel_features.shape[2:]
+
+    def of_image(class_logits: Tensor, x: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
+        y = F.interpolate(masks[:, None], size=grid, mode="nearest").flatten(1).to(x.dtype)
+        parts = (
+            -class_logits.softmax(-1)[:, labels],
+            maskformer.pair_wise_sigmoid_focal_loss(x.flatten(1), y),
+            maskformer.pair_wise_dice_loss(x.flatten(1), y),
+        )
+        return sum(w * part for w, part in zip(WEIGHTS.values(), parts, strict=True)).T
+
+    def call() -> Tensor:
+        layers = []
+        for logits, queries in zip(class_logits, mask_queries, strict=True):
+            masks_of_layer = torch.einsum("bqc,bchw->bqhw", queries, pixel_features)
+            images = zip(logits, masks_of_layer, masks, labels, strict=True)
+            layers.append(torch.stack([of_image(*image) for image in images]))
+        return torch.stack(layers)
+
+    return Entrant(call)
+
+
 # --- losses -----------------------------------------------------------------------------------
 
 
@@ -88,6 +117,8 @@ def transformers_criterion(
     criterion.to(class_logits.device)
     masks, labels = _as_lists(targets)
     inputs = (class_logits, mask_queries, pixel_features)
+    dtype = class_logits.dtype
+    autocast = torch.autocast(class_logits.device.type, dtype, enabled=dtype != torch.float32)
 
     def call() -> tuple[Tensor, ...]:
         layers = [
@@ -97,7 +128,8 @@ def transformers_criterion(
             }
             for logits, queries in zip(class_logits, mask_queries, strict=True)
         ]
-        losses = criterion(*layers[-1].values(), masks, labels, layers[:-1])
+        with autocast:  # half inputs meet float32 masks
+            losses = criterion(*layers[-1].values(), masks, labels, layers[:-1])
         total = sum(
             weight * loss
             for name, loss in losses.items()
@@ -314,7 +346,7 @@ def transformers_training_step(
     """Forward, loss, backward and optimizer; its losses are other ones, its logits the same."""
     _matcher()  # raises where transformers is not installed, and there is no model
     masks, labels = _as_lists(targets)
-    call = step(model, lambda: model(pixel_values, masks, labels))
+    call = step(model, forward=lambda: model(pixel_values, masks, labels))
     return Entrant(call, lambda result: result[:1])
 
 

@@ -17,7 +17,7 @@ from maskformer_fast.ops.registry import AUTO_ORDER
 
 AUTO = "auto"
 COMPILED = "torch.compile"
-GRAPH = "cuda in a graph"  # backend cuda, captured once and replayed
+GRAPH = "in a CUDA graph"  # what a user gets, captured once and replayed
 WARM_UP_CALLS = 3  # before a capture
 
 
@@ -65,6 +65,7 @@ class Race:
     difference  (result, expected) -> how far they are apart, as text; AssertionError if too far
     traffic     bytes that any implementation reads and writes: inputs and results, once
     pixels      of one image, for the plot of time against size
+    capturable  whether a CUDA graph can hold `ours`; not where it brings results to the host
     """
 
     settings: Settings
@@ -78,6 +79,7 @@ class Race:
     difference: Callable[[Any, Any], str]
     traffic: int | None = None
     pixels: int | None = None
+    capturable: bool = True
 
     def record(self, contender: str, benchmark: Any) -> None:
         """Hand the contender's times to pytest-benchmark, or skip with the reason why not."""
@@ -144,27 +146,28 @@ class Race:
                 return self.peers[name](*self.inputs)
             except ImportError as error:
                 raise Unavailable("not installed") from error
-        table, backend = backends(), "cuda" if name == GRAPH else name
-        for op in self.ops if name != AUTO else ():
-            if table[op][backend] is not None:
-                raise Unavailable(f"{op}: {table[op][backend]}")
         call = functools.partial(self.ours, *self.inputs)
         if name == GRAPH:
+            if not self.capturable:
+                raise Unavailable("it brings results to the host")
             return Entrant(captured(call), by_events=True)
+        table = backends()
+        for op in self.ops if name != AUTO else ():
+            if table[op][name] is not None:
+                raise Unavailable(f"{op}: {table[op][name]}")
         return Entrant(call, context=functools.partial(use_backend, name))
 
 
 def captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    """What replays the kernels of a call by backend "cuda"; returns its result."""
+    """What replays the kernels of a call; returns its result."""
     side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with use_backend("cuda"):
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP_CALLS):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            result = call()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP_CALLS):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        result = call()
 
     def replay_graph() -> Any:
         graph.replay()
@@ -174,8 +177,10 @@ def captured(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def describe(shape: tuple[Any, ...]) -> str:
-    """A NamedTuple as text: B=2 grid=160x160."""
+    """A NamedTuple as text: B=2 grid=160x160. Fields that are at their default are left out."""
+    usual = shape._field_defaults  # type: ignore[attr-defined]
     parts = shape._asdict()  # type: ignore[attr-defined]
+    parts = {name: x for name, x in parts.items() if name not in usual or usual[name] != x}
     sizes = {name: "x".join(map(str, v)) for name, v in parts.items() if isinstance(v, tuple)}
     return " ".join(f"{name}={value}" for name, value in (parts | sizes).items())
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import inputs
 import peers
 import torch
-from differences import all_apart
+from differences import BFLOAT16, all_apart
 from race import Race, Settings
 from torch import Tensor
 
@@ -25,9 +25,14 @@ class Shape(NamedTuple):
     C: int
     grid: inputs.Size
     targets: inputs.Size
+    dtype: str = "float32"
 
 
 SHAPES = [Shape(6, 2, 100, 12, 150, 256, (160, 160), (640, 640))]
+CUDA_SHAPES = [
+    Shape(6, 16, 100, 20, 150, 256, (160, 160), (640, 640), dtype)
+    for dtype in ("float32", "bfloat16")
+]
 QUICK_SHAPES = [Shape(2, 1, 100, 12, 150, 256, (80, 80), (320, 320))]
 PEERS = {
     "transformers": peers.transformers_criterion,
@@ -35,31 +40,29 @@ PEERS = {
 }
 
 
-def loss_and_gradients(
-    class_logits: Tensor, mask_queries: Tensor, pixel_features: Tensor, targets: Targets
-) -> tuple[Tensor, ...]:
-    criterion = MaskFormerCriterion(class_logits.shape[-1] - 1).to(class_logits.device)
-    total, _ = criterion(class_logits, mask_queries, pixel_features, targets)
-    gradients = torch.autograd.grad(total, (class_logits, mask_queries, pixel_features))
-    return total, *gradients
-
-
 def make_race(settings: Settings, shape: Shape) -> Race:
     scene = inputs.scene(shape.B, shape.Q, shape.T, shape.K, shape.grid, shape.targets)
-    *tensors, targets = inputs.embeddings(scene, shape.L, shape.C)
-    tensors = [tensor.to(settings.device).requires_grad_() for tensor in tensors]
+    embeddings = inputs.embeddings(scene, shape.L, shape.C).to(settings.device, shape.dtype)
+    tensors = [tensor.requires_grad_() for tensor in embeddings[:3]]
+    criterion = MaskFormerCriterion(shape.K).to(settings.device)
+    tolerance = 1e-4 if shape.dtype == "float32" else BFLOAT16
+
+    def loss_and_gradients(*predictions: Tensor | Targets) -> tuple[Tensor, ...]:
+        total, _ = criterion(*predictions)
+        return total, *torch.autograd.grad(total, tensors)
+
     return Race(
         settings,
         title="criterion, forward and backward",
         shape=shape,
         ops=("matching_cost", "linear_assignment", "mask_logits", "mask_loss"),
-        inputs=(*tensors, targets.to(settings.device)),
+        inputs=embeddings,
         ours=loss_and_gradients,
         peers=PEERS,
         baseline="transformers",
-        difference=lambda got, expected: all_apart(got, expected, 1e-4),
+        difference=lambda got, expected: all_apart(got, expected, tolerance),
         traffic=inputs.bytes_of(
-            *tensors, *tensors, targets.pixels
+            *tensors, *tensors, embeddings.targets.pixels
         ),  # inputs, and as large gradients
     )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import inputs
 import peers
-from differences import apart
+from differences import BFLOAT16, apart
 from race import Race, Settings
 from torch import Tensor
 
@@ -20,10 +20,12 @@ class Shape(NamedTuple):
     C: int
     grid: inputs.Size
     sigmoid: bool
+    dtype: str = "float32"
 
 
 SHAPES = [Shape(2, 100, 256, (160, 160), sigmoid) for sigmoid in (False, True)]
 QUICK_SHAPES = SHAPES
+CUDA_SHAPES = [Shape(16, 100, 256, (160, 160), sigmoid, "bfloat16") for sigmoid in (False, True)]
 PEERS = {
     "torch": peers.torch_mask_logits,
     "torch.compile": peers.compiled(peers.torch_mask_logits),
@@ -36,8 +38,9 @@ def product(mask_queries: Tensor, pixel_features: Tensor, sigmoid: bool) -> Tens
 
 def make_race(settings: Settings, shape: Shape) -> Race:
     scene = inputs.scene(shape.B, shape.Q, 12, 1, shape.grid, shape.grid)
-    _, [queries], features, _ = inputs.embeddings(scene, 1, shape.C)
-    queries, features = queries.to(settings.device), features.to(settings.device)
+    embeddings = inputs.embeddings(scene, 1, shape.C).to(settings.device, shape.dtype)
+    _, [queries], features, _ = embeddings
+    tolerance = 1e-5 if shape.dtype == "float32" else BFLOAT16
     return Race(
         settings,
         title="mask probabilities" if shape.sigmoid else "mask logits",
@@ -47,8 +50,9 @@ def make_race(settings: Settings, shape: Shape) -> Race:
         ours=product,
         peers=PEERS,
         baseline="torch",
-        difference=lambda got, expected: apart(got, expected, 1e-5),
-        traffic=inputs.bytes_of(queries, features, scene.mask_logits),
+        difference=lambda got, expected: apart(got, expected, tolerance),
+        traffic=inputs.bytes_of(queries, features)
+        + scene.mask_logits.numel() * features.element_size(),
     )
 
 

@@ -25,6 +25,7 @@ class Shape(NamedTuple):
 
 
 SHAPES = [Shape(6, 2, 12, (160, 160), (640, 640))]
+CUDA_SHAPES = [Shape(6, 16, t, (160, 160), (640, 640)) for t in (10, 20)]
 QUICK_SHAPES = [Shape(2, 1, 12, (80, 80), (320, 320))]
 PEERS = {
     "torch": peers.torch_mask_loss,

@@ -9,12 +9,13 @@ is another number: its logits are compared.
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import inputs
 import peers
 import torch
-from differences import all_apart, different_pixels
+from differences import BFLOAT16, all_apart, different_pixels
 from race import Race, Settings, Unavailable
 from torch import Tensor, nn
 
@@ -28,9 +29,11 @@ class Shape(NamedTuple):
     T: int
     K: int
     size: inputs.Size
+    dtype: str = "float32"  # of autocast
 
 
 SHAPES = [Shape("inference", 1, 23, 150, (512, 512)), Shape("training", 2, 12, 150, (512, 512))]
+CUDA_SHAPES = [Shape("training", 16, 20, 150, (512, 512), "bfloat16")]
 QUICK_SHAPES = [Shape("inference", 1, 23, 150, (256, 256))]
 LARGEST_GRADIENT_NORM = 0.01  # as published
 
@@ -65,14 +68,16 @@ def models(num_labels: int, training: bool) -> tuple[MaskFormer, nn.Module | Non
 
 
 def training_step(
-    model: nn.Module, forward: Callable[[], Any]
+    model: nn.Module, dtype: torch.dtype, forward: Callable[[], Any]
 ) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A step that returns the last layer's class logits and the loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    """A step under autocast that returns the last layer's class logits and the loss."""
+    on_gpu = next(model.parameters()).is_cuda
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, capturable=on_gpu)
 
     def step() -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
-        outputs = forward()
+        with torch.autocast("cuda" if on_gpu else "cpu", dtype, enabled=dtype != torch.float32):
+            outputs = forward()
         outputs.loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
         optimizer.step()
@@ -123,6 +128,7 @@ def inference_race(
         peers=INFERENCE_PEERS,
         baseline="transformers",
         difference=different_pixels,
+        capturable=False,
     )
 
 
@@ -131,17 +137,19 @@ def training_race(
 ) -> Race:
     targets = inputs.scene(shape.B, shape.T, shape.T, shape.K, (128, 128), shape.size).targets
     targets = targets.to(settings.device)
-    step = training_step(ours, lambda: ours(pixel_values, targets))
+    prepare = partial(training_step, dtype=getattr(torch, shape.dtype))
+    step = prepare(ours, forward=lambda: ours(pixel_values, targets))
+    tolerance = 1e-4 if shape.dtype == "float32" else BFLOAT16
     return Race(
         settings,
         title="whole model",
         shape=shape,
         ops=("matching_cost", "linear_assignment", "mask_logits", "mask_loss"),
-        inputs=(theirs, pixel_values, targets, training_step),
+        inputs=(theirs, pixel_values, targets, prepare),
         ours=lambda *_: step(),
         peers=TRAINING_PEERS,
         baseline="transformers",
-        difference=lambda got, expected: all_apart(got, expected[: len(got)], 1e-4),
+        difference=lambda got, expected: all_apart(got, expected[: len(got)], tolerance),
     )
 
 
