@@ -7,8 +7,9 @@
 # make emulation the CUDA kernels compiled for the host, maskformer_fast/_C_emulated: backend
 #                cuda_emulated. Needs no CUDA; takes PYTHON, if that has cmake, ninja, pybind11, torch
 # make gpu       on a machine with a GPU and nvcc: builds in place with PYTHON's torch, cmake, ninja and
-#                pybind11, downloading nothing; the tests of backend cuda, some of them under
-#                compute-sanitizer where it is installed; the benchmarks
+#                pybind11, downloading nothing; the tests of backends cuda and triton and of the
+#                captured training step, some of them under compute-sanitizer where it is installed;
+#                the benchmarks
 # make build     the environment in .venv and the compiled module, which the others do by themselves
 #
 # PYTHON    the interpreter that .venv is made from
@@ -25,7 +26,7 @@ EMULATOR := $(shell find tests/emulation -name '*.?pp' -o -name '*.cu')
 OP_TESTS := tests/test_safety.py $(wildcard tests/test_*_cuda.py tests/test_*_kernels.py) \
     $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
 
-ON_GPU := cuda and not emulated
+ON_GPU := (cuda or triton) and not emulated
 CUDA_TOOLS := memcheck racecheck synccheck initcheck
 CUDA_TOOLS_TESTS := ($(ON_GPU)) and (by_hand or adversarial or non_finite or empty or plan)
 

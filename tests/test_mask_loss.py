@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import device_of, each_backend
+from backends import device_of, each_backend, skip_if_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import LOSS_TOLERANCE, TOLERANCE, random_targets, short
@@ -71,6 +71,7 @@ def test_upsampling_is_bilinear_without_aligned_corners():
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("ignore_void", [False, True])
 def test_matches_float64_reference(backend, shape, dtype, masks, ignore_void):
+    skip_if_refused(backend, dtype)
     logits, targets = inputs(shape, masks=masks, dtype=dtype, device=device_of(backend))
     exact = logits.double().requires_grad_()
     logits.requires_grad_()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from backends import device_of, each_backend
+from backends import device_of, each_backend, skip_if_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import LOSS_TOLERANCE, TOLERANCE, random_targets, short
@@ -84,6 +84,7 @@ def test_the_grid_reads_the_nearest_pixel_by_integers():
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("ignore_void", [False, True])
 def test_matches_float64_reference(backend, shape, dtype, masks, ignore_void):
+    skip_if_refused(backend, dtype)
     tensors = inputs(shape, dtype, device_of(backend))
     targets = random_targets(counts(shape[1]), (11, 13), num_classes=CLASSES, masks=masks)
     options = {"ignore_void": ignore_void, "mask_weight": 5, "dice_weight": 3, "class_weight": 2}
@@ -98,6 +99,7 @@ def test_matches_float64_reference(backend, shape, dtype, masks, ignore_void):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=short)
 @pytest.mark.parametrize("ignore_void", [False, True])
 def test_from_logits_matches_float64_reference(backend, dtype, ignore_void):
+    skip_if_refused(backend, dtype)
     device = device_of(backend)
     class_logits, queries, features = inputs((1, 3, 7, 8, 9, 10), dtype, device)
     logits = mask_logits(queries[0], features)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from backends import interpreted
+from backends import device_of, interpreted
 
 pytest.importorskip("triton")
 
@@ -66,6 +66,12 @@ def test_using_replaces_one_class_and_restores_it():
 
 def test_an_empty_grid_starts_nothing():
     launch.launch(None, (3, 0), configuration("mask_logits.product", "half", CPU))
+
+
+def test_a_grid_that_no_gpu_takes_is_refused():
+    zeros = torch.zeros(1, 1, 1, device=device_of("triton")).expand(65536, 1, 1)
+    with pytest.raises(ValueError, match=r"mask_logits.product: \(1, 65536\) programs"):
+        ops.mask_logits(zeros, zeros[..., None], backend="triton")
 
 
 @pytest.mark.skipif(not interpreted(), reason="Triton compiles here")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,11 @@ from torch import Tensor
 
 TABLE = Path(__file__).with_name("configs.json")
 ARCHITECTURES = ("sm_80", "sm_90")  # a GPU uses the newest that is not newer than itself
+MOST_PROGRAMS = (2**31 - 1, 65535, 65535)  # along each axis of a grid, in CUDA
 INTERPRETED = "sm_80"  # whose tiles calls on CPU tensors use, under TRITON_INTERPRET=1
 
 _replaced: dict[tuple[str, str], Config] = {}  # by `using`
+_interpreter = threading.Lock()  # it keeps the program's place in global variables
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Config:
     blocks: dict[str, int]  # the kernel's constexpr block sizes
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None  # registers of a thread, at most
 
     def __getitem__(self, block: str) -> int:
         return self.blocks[block]
@@ -46,11 +50,13 @@ class Config:
     def from_entry(cls, name: str, size_class: str, entry: dict[str, int]) -> Config:
         """From an entry of configs.json."""
         blocks = {key: size for key, size in entry.items() if key.isupper()}
-        return cls(name, size_class, blocks, entry["num_warps"], entry["num_stages"])
+        launch_options = {key: number for key, number in entry.items() if key.islower()}
+        return cls(name, size_class, blocks, **launch_options)
 
     def entry(self) -> dict[str, int]:
         """The entry of configs.json."""
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        limit = {} if self.maxnreg is None else {"maxnreg": self.maxnreg}
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages, **limit}
 
 
 @functools.cache
@@ -104,14 +110,21 @@ def launch(
 ) -> None:
     """Start `kernel` on the current stream of its tensors' device; nothing for an empty grid.
 
-    grid       programs along each axis: at most 2^31 - 1, 65535, 65535
+    The first call with new dtypes, options or divisibility of sizes compiles: before a graph is
+    captured, the same calls must have run once.
+
+    grid       programs along each axis
     arguments  of the kernel, in its order; the first tensor tells the device
     constants  its constexpr parameters besides the blocks of `config`
+
+    Raises ValueError where the grid has more programs than MOST_PROGRAMS along an axis.
     """
     if 0 in grid:
         return
+    if any(programs > most for programs, most in zip(grid, MOST_PROGRAMS, strict=False)):
+        raise ValueError(f"{config.name}: {grid} programs; a GPU takes at most {MOST_PROGRAMS}")
     device = next(x.device for x in arguments if isinstance(x, Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with torch.cuda.device(device) if device.type == "cuda" else _interpreter:
         start(kernel, grid, config, arguments, constants)
 
 
@@ -130,8 +143,6 @@ def options(config: Config, constants: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a launch."""
     return {
         **constants,
-        **config.blocks,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        **config.entry(),
         "enable_fp_fusion": True,  # a multiply-add rounds once; Triton's default is changing
     }

@@ -36,6 +36,16 @@ def log2(x):
 
 
 @triton.jit
+def exp2(x):
+    """2^x; 0 where that is no normal float."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    return tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def sigmoid(x):
     """sigmoid(x) of float32 x."""
     e = tl.exp(-tl.abs(x))

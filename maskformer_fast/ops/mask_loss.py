@@ -26,7 +26,7 @@ from torch import Tensor
 from maskformer_fast.ops import checks
 from maskformer_fast.ops.floats import address, float_type
 from maskformer_fast.ops.focal import focal_derivatives, focal_terms
-from maskformer_fast.ops.registry import compiled_module, register, resolve
+from maskformer_fast.ops.registry import compiled_module, register, resolve, triton_backend
 from maskformer_fast.ops.upsample import upsample, upsample_adjoint
 from maskformer_fast.targets import Targets
 
@@ -88,6 +88,14 @@ def reference(
     return focal, dice, slopes
 
 
+def reference_backward(
+    grad_focal: Tensor, grad_dice: Tensor, slopes: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Gradients of the losses [N, T], slopes [2, N, T, h, w] -> that of mask_logits, in `dtype`."""
+    of_focal, of_dice = (grad[..., None, None] for grad in (grad_focal, grad_dice))
+    return (of_focal * slopes[0]).addcmul_(of_dice, slopes[1]).to(dtype)
+
+
 def compiled(
     mask_logits: Tensor,
     pixels: Tensor,
@@ -143,12 +151,32 @@ def _fake(
     return focal, dice, slopes_
 
 
+def _fake_backward(
+    _grad_focal: Tensor, _grad_dice: Tensor, slopes: Tensor, dtype: torch.dtype
+) -> Tensor:
+    return slopes.new_empty(slopes.shape[1:], dtype=dtype)
+
+
 _forward = register(
     "mask_loss",
     "(Tensor mask_logits, Tensor pixels, Tensor valid, float alpha, float gamma,"
     " bool ignore_void, bool with_slopes, str backend) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
-    backends={"reference": reference, "cpu": compiled},
+    backends={
+        "reference": reference,
+        "cpu": compiled,
+        "triton": triton_backend("mask_loss", "forward"),
+    },
+)
+_backward = register(
+    "mask_loss_backward",
+    "(Tensor grad_focal, Tensor grad_dice, Tensor slopes, ScalarType dtype, str backend) -> Tensor",
+    fake=_fake_backward,
+    backends={
+        "reference": reference_backward,
+        "cpu": reference_backward,
+        "triton": triton_backend("mask_loss", "backward"),
+    },
 )
 
 
@@ -169,16 +197,15 @@ class _MaskLoss(torch.autograd.Function):
             mask_logits, pixels, valid, alpha, gamma, ignore_void, with_slopes, backend
         )
         ctx.save_for_backward(slopes)
-        ctx.dtype = mask_logits.dtype
+        ctx.dtype, ctx.backend = mask_logits.dtype, backend
         return focal, dice
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_focal: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
-        of_focal, of_dice = (grad[..., None, None] for grad in (grad_focal, grad_dice))
-        grad = (of_focal * slopes[0]).addcmul_(of_dice, slopes[1])
-        return grad.to(ctx.dtype), None, None, None, None, None, None, None
+        grad = _backward(grad_focal, grad_dice, slopes, ctx.dtype, ctx.backend)
+        return grad, None, None, None, None, None, None, None
 
 
 def mask_loss(

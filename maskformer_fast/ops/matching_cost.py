@@ -23,7 +23,7 @@ from maskformer_fast.ops.floats import float_type
 from maskformer_fast.ops.focal import focal_terms
 from maskformer_fast.ops.mask_logits import reference as mask_logits_reference
 from maskformer_fast.ops.precision import ieee_float32
-from maskformer_fast.ops.registry import compiled_module, register, resolve
+from maskformer_fast.ops.registry import compiled_module, register, resolve, triton_backend
 from maskformer_fast.targets import Targets
 
 TILE_CELLS = 4096  # of the mask grid, whose logits are held at a time
@@ -288,14 +288,22 @@ _from_embeddings = register(
     "(Tensor class_logits, Tensor mask_queries, Tensor pixel_features, Tensor labels,"
     f" Tensor num_targets, Tensor pixels, {WEIGHTS_SCHEMA}) -> Tensor",
     fake=_fake,
-    backends={"reference": reference, "cpu": compiled},
+    backends={
+        "reference": reference,
+        "cpu": compiled,
+        "triton": triton_backend("matching_cost", "from_embeddings"),
+    },
 )
 _from_logits = register(
     "matching_cost_from_logits",
     "(Tensor class_logits, Tensor mask_logits, Tensor labels, Tensor num_targets,"
     f" Tensor pixels, {WEIGHTS_SCHEMA}) -> Tensor",
     fake=_fake_from_logits,
-    backends={"reference": reference_from_logits, "cpu": compiled_from_logits},
+    backends={
+        "reference": reference_from_logits,
+        "cpu": compiled_from_logits,
+        "triton": triton_backend("matching_cost", "from_logits"),
+    },
 )
 
 
