@@ -6,6 +6,7 @@
 DATA holds train/, panoptic_train/, val/, panoptic_val/ and annotations/panoptic_{train,val}.json,
 as `python -m maskformer_fast.data.shapes DATA` writes it and as COCO is unpacked (with
 --train-split train2017 --val-split val2017). With --resume a run goes on from its last checkpoint.
+With --cuda-graph --max-targets N the whole step is one CUDA graph (graphed_step.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,8 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from evaluate import evaluate
+from graphed_step import GraphedStep, rates_on_host
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -57,6 +60,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--crop", type=int, default=512, help="side in pixels")
     parser.add_argument("--target-stride", type=int, default=1, help="train on every Nth pixel")
     parser.add_argument("--precision", choices=("no", "fp16", "bf16"), default="bf16")
+    parser.add_argument("--cuda-graph", action="store_true", help="capture the step; one process")
+    parser.add_argument("--max-targets", type=int, help="of an image; pads every batch to it")
     parser.add_argument("--save-half", action="store_true", help="round the weights to float16")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--checkpoint-every", type=int, default=5000, help="steps")
@@ -111,7 +116,14 @@ class Run:
 def main() -> None:
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision=arguments.precision)
+    accelerator = Accelerator(
+        mixed_precision=arguments.precision,
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+    )
+    if arguments.cuda_graph:
+        obstacle = graph_obstacle(accelerator, arguments)
+        if obstacle is not None:
+            raise SystemExit(f"--cuda-graph: {obstacle}")
     set_seed(arguments.seed)
     config = MaskFormerConfig.load(arguments.config)
     run = prepare(accelerator, config, arguments)
@@ -131,6 +143,19 @@ def main() -> None:
     accelerator.end_training()
 
 
+def graph_obstacle(accelerator: Accelerator, arguments: argparse.Namespace) -> str | None:
+    """Why the training step cannot be a CUDA graph; None if it can."""
+    if arguments.max_targets is None:
+        return "needs --max-targets, the most targets of an image: a graph's shapes are fixed"
+    if arguments.precision == "fp16":
+        return "expected --precision bf16 or no; the loss scaling of fp16 reads the host"
+    if accelerator.num_processes > 1:
+        return f"expected one process, got {accelerator.num_processes}"
+    if accelerator.device.type != "cuda":
+        return f"expected a CUDA GPU, got {accelerator.device}"
+    return None
+
+
 def prepare(
     accelerator: Accelerator, config: MaskFormerConfig, arguments: argparse.Namespace
 ) -> Run:
@@ -145,7 +170,8 @@ def prepare(
         arguments.batch_size,
         num_workers=arguments.workers,
         persistent_workers=arguments.workers > 0,
-        collate_fn=partial(collate, arguments.target_stride, config),
+        pin_memory=accelerator.device.type == "cuda",
+        collate_fn=partial(collate, arguments, config),
     )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(poly, arguments))
@@ -195,20 +221,47 @@ def augmentation(arguments: argparse.Namespace, config: MaskFormerConfig) -> tra
 
 
 def collate(
-    stride: int, config: MaskFormerConfig, samples: list[PanopticSample]
+    arguments: argparse.Namespace, config: MaskFormerConfig, samples: list[PanopticSample]
 ) -> tuple[Tensor, Targets]:
-    """pixel_values [B, 3, H, W] and targets, of every `stride`-th pixel."""
+    """pixel_values [B, 3, H, W] and targets, of every `target_stride`-th pixel.
+
+    For a CUDA graph all batches have one size, that of the crop.
+    """
+    most = arguments.max_targets
+    for sample in samples:
+        if most is not None and len(sample.labels) > most:
+            raise ValueError(
+                f"{sample.file_name}: expected at most {most} targets (--max-targets),"
+                f" got {len(sample.labels)}"
+            )
     batch = transforms.collate(
         samples,
         mean=config.image_mean,
         std=config.image_std,
         size_divisor=config.size_divisor,
+        size=(arguments.crop, arguments.crop) if arguments.cuda_graph else None,
         num_classes=config.num_labels,
+        pad_to=most,
     )
-    targets = batch["targets"]
+    targets, stride = batch["targets"], arguments.target_stride
     every = targets.segments[:, ::stride, ::stride].contiguous()
     pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
     return pixel_values, replace(targets, segments=every)
+
+
+def plain_step(run: Run, arguments: argparse.Namespace) -> Callable[[Tensor, Targets], Tensor]:
+    """The training step, one operator after another, in as many processes as there are."""
+    rates_on_host(run.optimizer)
+
+    def step(pixel_values: Tensor, targets: Targets) -> Tensor:
+        loss = run.model(pixel_values, targets.to(run.accelerator.device)).loss
+        run.accelerator.backward(loss)
+        run.accelerator.clip_grad_norm_(run.model.parameters(), arguments.clip)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    return step
 
 
 def train(run: Run, arguments: argparse.Namespace) -> None:
@@ -222,18 +275,24 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
     batches = iter(accelerator.skip_first_batches(run.loader, run.step))
     last = min(arguments.steps, arguments.stop_after or arguments.steps)
     run.model.train()
+    if arguments.cuda_graph:
+        step = GraphedStep(run.model, run.optimizer, arguments.clip)
+    else:
+        step = plain_step(run, arguments)
     while run.step < last:
-        pixel_values, targets = next(batches)
-        loss = run.model(pixel_values, targets.to(accelerator.device)).loss
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(run.model.parameters(), arguments.clip)
-        run.optimizer.step()
+        try:
+            pixel_values, targets = next(batches)
+        except ValueError:  # of data that cannot be trained on: what was learned so far is kept
+            if accelerator.num_processes == 1:
+                accelerator.save_state(str(arguments.out / "checkpoint"))
+            raise
+        loss = step(pixel_values, targets)
         run.schedule.step()
-        run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
         progress.update()
         if run.step % LOG_EVERY == 0 and accelerator.is_main_process:
-            entry = {"step": run.step, "loss": loss.item(), "rate": run.schedule.get_last_lr()[0]}
+            rate = float(run.schedule.get_last_lr()[0])
+            entry = {"step": run.step, "loss": loss.item(), "rate": rate}
             progress.set_postfix(loss=f"{entry['loss']:.3f}")
             with log.open("a") as file:
                 file.write(json.dumps(entry) + "\n")

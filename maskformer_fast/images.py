@@ -155,19 +155,21 @@ def batch_images(
     mean: Sequence[float] = IMAGE_MEAN,
     std: Sequence[float] = IMAGE_STD,
     size_divisor: int = 32,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Images [3, H, W] uint8 of any sizes in one tensor, normalised, padded at the bottom right.
 
-    The sides are the largest among the images, rounded up to a multiple of `size_divisor`. Returns
-    pixel_values [B, 3, H, W] float32, 0 in the padding, and pixel_mask [B, H, W] bool, True on the
-    images.
+    The sides are `size`, by default the largest among the images, rounded up to a multiple of
+    `size_divisor`. Returns pixel_values [B, 3, H, W] float32, 0 in the padding, and pixel_mask
+    [B, H, W] bool, True on the images.
     """
     if not images:
         raise ValueError("images: expected at least one, got none")
-    height, width = (
-        -(-max(image.shape[axis] for image in images) // size_divisor) * size_divisor
-        for axis in (1, 2)
-    )
+    largest = [max(image.shape[axis] for image in images) for axis in (1, 2)]
+    sides = size or largest
+    if any(side < least for side, least in zip(sides, largest, strict=True)):
+        raise ValueError(f"size: expected at least {tuple(largest)}, got {size}")
+    height, width = (-(-side // size_divisor) * size_divisor for side in sides)
     pixel_values = torch.zeros(len(images), 3, height, width)
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.bool)
     for row, image in enumerate(images):

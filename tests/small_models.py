@@ -9,6 +9,17 @@ from maskformer_fast import MaskFormerConfig, Targets
 CLASSES = 4
 
 
+SMALL_SWIN = {  # changes of `small_config`
+    "backbone": "swin",
+    "backbone_config": {
+        "embed_dim": 8,
+        "depths": [2, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 4,
+    },
+}
+
+
 def small_config(**changes) -> MaskFormerConfig:
     values = {
         "num_labels": CLASSES,
@@ -35,7 +46,9 @@ def small_config(**changes) -> MaskFormerConfig:
     return MaskFormerConfig(**(values | changes))
 
 
-def small_batch(counts: list[int], size: tuple[int, int] = (64, 64)) -> tuple[Tensor, Targets]:
-    """Images [B, 3, H, W] and targets in the `segments` form."""
+def small_batch(
+    counts: list[int], size: tuple[int, int] = (64, 64), *, masks: bool = False
+) -> tuple[Tensor, Targets]:
+    """Images [B, 3, H, W] and targets in the `segments` form, or as masks that overlap."""
     pixel_values = torch.randn(len(counts), 3, *size, generator=torch.Generator().manual_seed(0))
-    return pixel_values, random_targets(counts, size, num_classes=CLASSES, masks=False)
+    return pixel_values, random_targets(counts, size, num_classes=CLASSES, masks=masks)

@@ -144,6 +144,19 @@ def test_collate_pads_images_of_different_sizes():
     assert batch["image_ids"] == [1, 1] and batch["file_names"] == ["a.png", "a.png"]
 
 
+def test_collate_pads_to_a_size_that_all_batches_have():
+    samples = [sample_of([[0, 0, 1]] * 5), sample_of([[0] * 9, [-1] * 9])]
+    expected = collate(samples, size_divisor=4, pad_to=3)
+    batch = collate(samples, size_divisor=4, pad_to=3, size=(15, 12))
+    assert batch["pixel_values"].shape == (2, 3, 16, 12)
+    assert batch["pixel_values"][:, :, :8].equal(expected["pixel_values"])
+    assert batch["targets"].segments[:, :8].equal(expected["targets"].segments)
+    assert (batch["targets"].segments[:, 8:] == -1).all()
+    assert not batch["pixel_mask"][:, 8:].any() and not batch["pixel_values"][:, :, 8:].any()
+    with pytest.raises(ValueError, match=r"size: expected at least \(5, 9\), got \(5, 8\)"):
+        collate(samples, size=(5, 8))
+
+
 def test_collate_of_images_without_targets():
     batch = collate([sample_of([[-1, -1]])] * 2)
     assert batch["targets"].num_targets.tolist() == [0, 0]

@@ -147,6 +147,7 @@ def collate(
     mean: Sequence[float] = IMAGE_MEAN,
     std: Sequence[float] = IMAGE_STD,
     size_divisor: int = 32,
+    size: tuple[int, int] | None = None,
     num_classes: int | None = None,
     pad_to: int | None = None,
 ) -> dict[str, Any]:
@@ -159,7 +160,11 @@ def collate(
     if not samples:
         raise ValueError("samples: expected at least one, got none")
     pixel_values, pixel_mask = batch_images(
-        [sample.image for sample in samples], mean=mean, std=std, size_divisor=size_divisor
+        [sample.image for sample in samples],
+        mean=mean,
+        std=std,
+        size_divisor=size_divisor,
+        size=size,
     )
     height, width = pixel_mask.shape[1:]
     targets = Targets.from_segments(
