@@ -23,7 +23,8 @@ BIN := .venv/bin
 READY := .venv/ready
 CPP := $(shell find csrc -name '*.?pp' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulation -name '*.?pp' -o -name '*.cu')
-OP_TESTS := tests/test_safety.py $(wildcard tests/test_*_cuda.py tests/test_*_kernels.py) \
+OP_TESTS := tests/test_safety.py tests/test_vector_math.py \
+    $(wildcard tests/test_*_cuda.py tests/test_*_kernels.py) \
     $(wildcard $(patsubst maskformer_fast/ops/%,tests/test_%,$(wildcard maskformer_fast/ops/*_*.py)))
 
 ON_GPU := (cuda or triton) and not emulated
@@ -77,7 +78,9 @@ emulation: | $(if $(HAS_TOOLS)$(wildcard $(READY)),,$(READY))
 
 gpu: cuda_in_place
 	$(PYTHON) -m pytest -q -p no:cacheprovider -k "$(ON_GPU)" \
-	    $(OP_TESTS) tests/test_cuda_build.py tests/test_cuda_capture.py
+	    $(OP_TESTS) tests/test_cuda_build.py tests/test_cuda_capture.py tests/test_train.py
+	$(PYTHON) -m pytest -q -p no:cacheprovider -m large -k "$(ON_GPU)" \
+	    tests/test_large.py tests/test_linear_assignment.py
 	for tool in $(if $(shell command -v compute-sanitizer),$(CUDA_TOOLS)); do \
 	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	        $(PYTHON) -m pytest -q -p no:cacheprovider $(OP_TESTS) -k "$(CUDA_TOOLS_TESTS)" || exit 1; \

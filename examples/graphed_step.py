@@ -71,12 +71,11 @@ class GraphedStep:
             return self._on_stream(self.stream)
         if self.graph is None:
             self.optimizer.zero_grad(set_to_none=True)  # what is freed inside stays reserved
-            self.graph = torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             # thread_local: threads that load data may pin memory meanwhile.
-            with torch.cuda.graph(
-                self.graph, stream=self.stream, capture_error_mode="thread_local"
-            ):
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.loss = self._run()
+            self.graph = graph
         self.graph.replay()
         assert self.loss is not None
         return self.loss

@@ -170,6 +170,15 @@ def test_rows_that_are_not_valid_next_to_others_of_their_tile(backend: str) -> N
 
 
 @in_triton
+def test_any_byte_but_zero_is_inside_a_mask(backend: str) -> None:
+    logits, targets = random_inputs((3, 4, 5, 10), backend, masks=True)
+    bytes_of = 0xFE * targets.pixels.byte()
+    others = Targets(targets.labels, targets.num_targets, masks=bytes_of.view(torch.bool))
+    found = [losses_and_gradient(logits, t, backend, ignore_void=True) for t in (others, targets)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@in_triton
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_gives_the_same_bits(backend: str, layout: str) -> None:
     logits, targets = random_inputs((3, 4, 5, 10), backend)

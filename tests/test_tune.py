@@ -19,6 +19,9 @@ from maskformer_fast.kernels import launch
 from maskformer_fast.kernels.launch import Config, configuration
 
 ROOT = Path(__file__).parent.parent
+made_up_times = pytest.mark.skipif(
+    not interpreted(), reason="the times are made up, for Triton's interpreter"
+)
 START = Config("mask_logits.product", "float32", {"BLOCK_M": 64, "BLOCK_K": 16}, 4, 2)
 
 
@@ -65,26 +68,80 @@ def test_the_text_of_the_table_is_what_it_says():
     assert launch.TABLE.read_text(encoding="utf-8") == tune.as_text(document)
 
 
-@pytest.mark.skipif(not interpreted(), reason="the times are made up, for Triton's interpreter")
-def test_tunes_the_kernels_that_a_workload_starts(tmp_path, capsys):
+NAME = ("mask_logits.product", "half")
+
+
+def small_workload(rows):
     generator = torch.Generator().manual_seed(0)
-    queries = torch.randn(1, 70, 8, generator=generator).half()
-    features = torch.randn(1, 8, 5, 6, generator=generator).half()
+    queries = torch.randn(1, rows, 16, generator=generator).half()
+    features = torch.randn(1, 16, 4, 8, generator=generator).half()
+    return lambda backend: (ops.mask_logits(queries, features, backend=backend),)
 
-    def workload():
-        return (ops.mask_logits(queries, features, backend="triton"),)
 
-    def clock(_):  # the smallest tile is the fastest
-        return float(configuration("mask_logits.product", "half", queries.device)["BLOCK_P"])
+def entries(path):
+    return json.loads(path.read_text())["sm_80"]["mask_logits.product"]
+
+
+@made_up_times
+def test_tunes_the_kernels_that_a_workload_starts(tmp_path, capsys):
+    def clock(_, key):  # the smallest tile is the fastest
+        assert key == NAME
+        return float(configuration(*key, torch.device("cpu"))["BLOCK_P"])
 
     path = tmp_path / "table.json"
-    tune.tune(workload, clock, path)
+    tune.tune([small_workload(70)], clock, path)
     before, after = (json.loads(p.read_text()) for p in (launch.TABLE, path))
     entry = after["sm_80"]["mask_logits.product"]
     assert entry["half"]["BLOCK_P"] < before["sm_80"]["mask_logits.product"]["half"]["BLOCK_P"]
     entry["half"] = before["sm_80"]["mask_logits.product"]["half"]
     assert after == before
     assert capsys.readouterr().out.startswith("mask_logits.product half: ")
+
+
+@made_up_times
+def test_a_tile_is_chosen_by_all_workloads_and_a_later_run_goes_on_from_it(tmp_path):
+    first, second = small_workload(70), small_workload(80)
+
+    def clock(workload, key):  # the first wants 32 cells, a little; the second 64, much
+        cells = configuration(*key, torch.device("cpu"))["BLOCK_P"]
+        wanted, weight = (32, 1) if workload is first else (64, 3)
+        return 1 + weight * abs(math.log2(cells / wanted))
+
+    path = tmp_path / "table.json"
+    tune.tune([first, second], clock, path)
+    assert entries(path)["half"]["BLOCK_P"] == 64
+    tune.tune([second], lambda *_: 1.0, path)  # nothing is faster
+    assert entries(path)["half"]["BLOCK_P"] == 64
+
+
+@made_up_times
+def test_only_the_kernels_of_the_class_are_timed(monkeypatch):
+    class Event:
+        def __init__(self, **_):
+            pass
+
+        def record(self):
+            pass
+
+        def elapsed_time(self, _):
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    start = launch.start
+    assert tune.own_time(small_workload(70), NAME) == 2.0
+    assert tune.own_time(small_workload(70), ("mask_logits.product", "float32")) == 0
+    assert launch.start is start
+
+
+@made_up_times
+def test_a_table_that_computes_something_else_is_refused(tmp_path):
+    right = small_workload(70)
+    wrong = lambda backend: tuple(x + (backend == "triton") for x in right(backend))  # noqa: E731
+    with pytest.raises(tune.Different):
+        tune.tune([wrong], lambda *_: 1.0, tmp_path / "table.json")
+    assert not (tmp_path / "table.json").exists()
 
 
 @pytest.mark.skipif(not interpreted(), reason="the workloads are too large for a test on a GPU")
@@ -99,7 +156,7 @@ def test_the_workloads_start_every_class_of_the_table(monkeypatch, op):
         monkeypatch.setattr(tune, "B", 1)
         monkeypatch.setattr(tune, "GRID", (8, 8))
     for workload in tune.WORKLOADS[op](torch.device("cpu")):
-        workload()
+        workload("triton")
     listed = {
         (name, size_class)
         for name, classes in launch.table()["sm_80"].items()

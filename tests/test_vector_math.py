@@ -77,7 +77,9 @@ def test_sigmoid_is_exact_to_a_few_ulp_and_keeps_nan_and_infinity(backend):
         queries = x.reshape(1, -1, 1).to(device_of(backend))
         return mask_probs(queries, queries.new_ones(1, 1, 1, 1), backend=backend)[0, :, 0, 0].cpu()
 
-    exact = GRID.double().sigmoid()
-    assert ((sigmoid(GRID).double() - exact).abs() <= RELATIVE * exact).all()
+    exact, tolerance = GRID.double().sigmoid(), RELATIVE
+    if backend == "triton":  # whose exponential is binary: x log2(e) rounds, as log2(e) does
+        tolerance = RELATIVE + 2.0**-23 * GRID.double().abs()
+    assert ((sigmoid(GRID).double() - exact).abs() <= tolerance * exact).all()
     edges = sigmoid(torch.tensor([math.inf, -math.inf, -1e30, math.nan]))
     assert edges[:3].tolist() == [1.0, 0.0, 0.0] and edges[3].isnan()

@@ -105,6 +105,22 @@ def using(config: Config) -> Iterator[None]:
             _replaced[key] = before
 
 
+def aligned(*arguments: Tensor | int) -> bool:
+    """Whether what Triton knows of these sizes, addresses and strides lets it load vectors.
+
+    It knows of each whether 16 divides it; of a stride also whether it is 1.
+    """
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            numbers = [stride for stride in argument.stride() if stride != 1]
+            numbers.append(argument.data_ptr())
+        else:
+            numbers = [argument]
+        if any(number % 16 for number in numbers):
+            return False
+    return True
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], config: Config, *arguments: Any, **constants: Any
 ) -> None:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskformer_fast.kernels.launch import configuration, launch
+from maskformer_fast.kernels.launch import aligned, configuration, launch
 from maskformer_fast.kernels.logistic import sigmoid
 
 PRECISION = {torch.float32: "ieee"}  # of products; half inputs have one way
@@ -24,7 +24,7 @@ FEW_ROWS = 64
 CELLS_OF_SPLIT = 2048  # fixed, so that sums over cells have the same bits on every GPU
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def product(
     left,  # [B, M, K]
     right,  # [B, K, P]
@@ -83,7 +83,7 @@ def product(
     tl.store(results, sums.to(result.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "rows"])
 def product_over_pixels(
     left,  # [B, M, P]
     right,  # [B, N, P]
@@ -166,7 +166,8 @@ def _multiply(
     right = right.flatten(2)
     cells = right.shape[2]
     grad = right if grad is None else grad.flatten(2)
-    config = configuration("mask_logits.product", _size_class(left, rows), left.device)
+    size_class = _size_class(rows, left, right, grad, cells)
+    config = configuration("mask_logits.product", size_class, left.device)
     blocks = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(cells, config["BLOCK_P"])
     launch(
         product,
@@ -191,7 +192,8 @@ def _multiply_over_pixels(left: Tensor, right: Tensor) -> Tensor:
     """left [B, M, h, w], right [B, N, h, w] -> [B, M, N]."""
     left, right = left.flatten(2), right.flatten(2)
     (b, rows, cells), columns = left.shape, right.shape[1]
-    config = configuration("mask_logits.product_over_pixels", _size_class(left, rows), left.device)
+    size_class = _size_class(rows, left, right, cells, columns)
+    config = configuration("mask_logits.product_over_pixels", size_class, left.device)
     splits = triton.cdiv(cells, CELLS_OF_SPLIT)
     blocks = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
     partial = torch.empty(splits, b, rows, columns, dtype=torch.float32, device=left.device)
@@ -214,7 +216,9 @@ def _multiply_over_pixels(left: Tensor, right: Tensor) -> Tensor:
     return partial.sum(0).to(left.dtype)
 
 
-def _size_class(left: Tensor, rows: int) -> str:
+def _size_class(rows: int, left: Tensor, *others: Tensor | int) -> str:
     if left.dtype == torch.float32:
         return "float32"
+    if not aligned(left, *others):
+        return "half_unaligned"
     return "half" if rows > FEW_ROWS else "half_few_rows"

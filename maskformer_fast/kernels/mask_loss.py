@@ -124,7 +124,7 @@ def visit(
     end = tl.minimum(begin + RUN, grid_height)
     ratio = ratio_of(grid_height, height)
     i, numerator = start_of(begin, grid_height, height)
-    columns = first, count, weight, step, tl.full([LANES], 1, tl.int32) if OVERLAPPING else t
+    columns = first, count, weight, step, t
     base = tl.minimum(first, width - SLOTS) + i.to(tl.int64) * width
     line, line_cover = line + base, line_cover + base
     y = tl.maximum(begin - 1, 0).to(tl.int64) * stride_y
@@ -200,6 +200,7 @@ def finish(
     row = tl.program_id(0).to(tl.int64)
     source = partial + row // num_targets * runs * num_targets * intervals
     source += row % num_targets * intervals
+    part = part.to(tl.int64)
     lane = tl.arange(0, BLOCK)
     costs = tl.zeros([BLOCK], tl.float32)
     wrongs, overlap = costs, costs

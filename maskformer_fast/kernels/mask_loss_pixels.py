@@ -6,9 +6,8 @@ Logarithms and exponentials are binary: logits are scaled by log2(e) when they a
 import triton
 import triton.language as tl
 
-from maskformer_fast.kernels.logistic import LN_2, exp2, log2, reciprocal
+from maskformer_fast.kernels.logistic import LN_2, LOG2_E, exp2, log2, reciprocal
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST = tl.constexpr(120.0)  # 2^120 and its reciprocal are normal floats, with room to round
 NOWHERE = tl.constexpr(-1e30)  # binary -z of a pixel that does not count: every term is 0
 NO_CODE = tl.constexpr(-1)  # of no pixel
@@ -93,7 +92,9 @@ def visit_line(
                 counted = there & (tl.load(cover + ahead + slot) != 0)
             else:
                 counted = there & (code < FIRST_VOID)
-            inside = code == tl.where(there, target, NO_CODE)
+            inside = (
+                there & (code != 0) if OVERLAPPING else code == tl.where(there, target, NO_CODE)
+            )
             limit = tl.where(there, LARGEST, NOWHERE) if counted is None else LARGEST
             x = ends[0] + weight * (ends[1] - ends[0])
             cost, steep, r, o = terms(x, inside, counted, limit, factors, gamma, SQUARE)

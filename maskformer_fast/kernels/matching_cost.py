@@ -14,13 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskformer_fast.kernels.launch import configuration, launch
+from maskformer_fast.kernels.launch import aligned, configuration, launch
 from maskformer_fast.kernels.mask_logits import PRECISION
 from maskformer_fast.kernels.matching_sums import BITS, sums
 
 SPLIT = (torch.float16, torch.bfloat16)  # inputs whose terms are summed on tensor cores
 RESIDENT_CHANNELS = 256  # of half queries, which fit shared memory
-ALIGNED = 16  # channels of them whose rows are copied without detours
 PROGRAMS = 1024  # of `sums`, at least, where there are pixels enough
 WORKSPACE = 64 << 20  # bytes, that more parts of the pixels must not exceed
 
@@ -67,7 +66,8 @@ def sample(
         t = plane * BITS + bits
         known = inside[:, None] & (t < targets)[None]
         if MASKS:
-            y = tl.load(at[:, None] + t.to(tl.int64)[None] * stride_t, known, 0).to(tl.int32)
+            found = tl.load(at[:, None] + t.to(tl.int64)[None] * stride_t, known, 0)
+            y = (found != 0).to(tl.int32)
         else:
             y = (known & (segment[:, None] == t[None])).to(tl.int32)
         covered |= tl.max(y, 1)
@@ -324,8 +324,8 @@ def _sums(
     half = features.dtype in SPLIT
     kinds = targets + 1
     number = "few" if kinds <= 32 else "many"
-    unusual = channels > RESIDENT_CHANNELS or channels % ALIGNED != 0
-    if source == "features" and half and unusual:
+    fits = channels <= RESIDENT_CHANNELS and aligned(queries, features, channels, cells)
+    if source == "features" and half and not fits:
         number = "wide"
     size_class = f"{source}_{'half' if half else 'float32'}_{number}"
     config = configuration("matching_cost.sums", size_class, features.device)

@@ -11,10 +11,9 @@ image: its y is 1 where a pixel counts.
 import triton
 import triton.language as tl
 
-from maskformer_fast.kernels.logistic import INTERPRETED, log2, reciprocal
+from maskformer_fast.kernels.logistic import INTERPRETED, LOG2_E, log2, reciprocal
 
 BITS = tl.constexpr(32)  # of a word: one target each
-LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST = tl.constexpr(2.0**127)
 NOWHERE = tl.constexpr(-1e4)  # a logit whose s and neg are exactly 0, and pos finite
 
