@@ -128,9 +128,7 @@ def test_mask_loss_of_many_logits(backend: str) -> None:
     targets = Targets(labels, counts, segments=one.segments)
     losses = ops.mask_loss(logits, targets, backend=backend)
     alone = ops.mask_loss(logits[-1:].clone(), targets, backend=backend)
-    for found, expected in zip(
-        losses, alone, strict=True
-    ):  # more rows may be summed in longer runs
+    for found, expected in zip(losses, alone, strict=True):  # more rows: longer runs
         torch.testing.assert_close(found[-1:], expected)
         torch.testing.assert_close(found[-2, :-1], expected[0, :-1])
         assert expected[0, -1] != expected[0, -2]

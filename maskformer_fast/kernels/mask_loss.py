@@ -35,6 +35,24 @@ FEW_PROGRAMS = 8192  # about two rounds of a large GPU
 SQUARE = 2.0  # the gamma whose power is a product
 
 
+@triton.jit
+def lanes_of(num_images, num_targets, grid_width, runs, LANES: tl.constexpr):
+    """This program's run, row n and image b; of its lanes (number among the T (w + 1) of the row,
+    whether there is such a lane, whether it is this program's own, target, column)."""
+    lane = tl.arange(0, LANES)
+    lanes = num_targets * (grid_width + 1)
+    tiles = tl.cdiv(lanes, LANES - 1)
+    at = tl.program_id(0)
+    flat = at % tiles * (LANES - 1) + lane
+    exists = flat < lanes
+    inside = tl.minimum(flat, lanes - 1)  # lanes beyond the last load what it loads
+    n = at // tiles // runs
+    b = (n % num_images).to(tl.int64)
+    own = exists & (lane < LANES - 1)
+    t, column = inside // (grid_width + 1), inside % (grid_width + 1)
+    return at // tiles % runs, n.to(tl.int64), b, (flat, exists, own, t, column)
+
+
 @triton.jit(  # a size of 1 would be a constant, which has no methods
     do_not_specialize=[
         *("rows", "num_images", "num_targets", "runs"),
@@ -89,24 +107,12 @@ def visit(
              -z = NOWHERE; a slot without a pixel has its exponential cut there, which costs nothing
     edges    rows that are not valid: zeros, no work; any strides of the logits; offsets int64
     """
-    lane = tl.arange(0, LANES)
-    lanes = num_targets * (grid_width + 1)
-    tiles = tl.cdiv(lanes, LANES - 1)
-    at = tl.program_id(0)
-    flat = at % tiles * (LANES - 1) + lane
-    own = (flat < lanes) & (lane < LANES - 1)
-    run = at // tiles % runs
-    n = at // tiles // runs
-    b = (n % num_images).to(tl.int64)
-    n = n.to(tl.int64)
-    inside = tl.minimum(flat, lanes - 1)  # lanes beyond the last load what it loads
-    t, column = inside // (grid_width + 1), inside % (grid_width + 1)
+    run, n, b, lanes = lanes_of(num_images, num_targets, grid_width, runs, LANES)
+    flat, exists, own, t, column = lanes
     row_of_all = n * num_targets + t  # [N T]
-    active = tl.load(valid + row_of_all, flat < lanes, 0) != 0
-
     first, numerator = start_of(column, grid_width, width)
     count = count_of(column, first, numerator, width, ratio_of(grid_width, width))
-    count = tl.where(active, count, 0)
+    count = tl.where(tl.load(valid + row_of_all, exists, 0) != 0, count, 0)
     weight, step = weights_of(numerator, column, grid_width, width)
     size = height.to(tl.int64) * width
     line = pixels + (b * num_targets + t if OVERLAPPING else b) * size
@@ -132,7 +138,7 @@ def visit(
     low = logits_at(left, right, count)
     cell = (row_of_all * grid_height + begin - 1) * grid_width + column
     image = rows.to(tl.int64) * num_targets * grid_height * grid_width
-    next_lane = tl.minimum(lane + 1, LANES - 1)
+    next_lane = tl.minimum(tl.arange(0, LANES) + 1, LANES - 1)
     work = tl.max(count) > 0
     empty = tl.full([LANES], EMPTY, tl.float32)
     sums = empty, empty, empty
@@ -170,8 +176,9 @@ def visit(
         i += lines
         numerator += 2 * (grid_height * lines - height)
 
-    results = partial + (n * runs + run) * lanes + flat
-    part = rows.to(tl.int64) * runs * lanes
+    row_lanes = num_targets * (grid_width + 1)
+    results = partial + (n * runs + run) * row_lanes + flat
+    part = rows.to(tl.int64) * runs * row_lanes
     for k in tl.static_range(3):
         tl.store(results + k * part, sums[k], own)
 
