@@ -13,7 +13,7 @@ from backends import interpreted
 
 pytest.importorskip("triton")
 
-from maskformer_fast.kernels import mask_logits, matching_cost
+from maskformer_fast.kernels import mask_logits, mask_loss, matching_cost
 
 STRIDE = 1 << 27  # elements between channels: the 17th lies past 2^31
 CHANNELS = 17
@@ -46,8 +46,21 @@ def test_channels_past_two_billion_elements(far_features):
     rest += (1.0, 20.0, 1.0, 0.25, 2.0, False)
     expected = matching_cost.from_embeddings(classes, queries, near, *rest)
     assert matching_cost.from_embeddings(classes, queries, far_features, *rest).equal(expected)
+    classes = torch.randn(1, CHANNELS, 4)
+    expected = matching_cost.from_logits(classes, near, *rest)
+    assert matching_cost.from_logits(classes, far_features, *rest).equal(expected)
     expected = mask_logits.forward(queries[0], near, False)
     assert mask_logits.forward(queries[0], far_features, False).equal(expected)
     grad = torch.randn_like(expected)
     found = mask_logits.backward(grad, queries[0], far_features, False)
     assert all(map(torch.equal, found, mask_logits.backward(grad, queries[0], near, False)))
+
+
+@pytest.mark.parametrize("by_target", [False, True])
+def test_logits_past_two_billion_elements(far_features, by_target):
+    logits = far_features if by_target else far_features.transpose(0, 1)
+    pixels = torch.randint(-1, CHANNELS, (1, 8, 16)).short()
+    valid = torch.ones(logits.shape[:2], dtype=torch.bool)
+    rest = (pixels, valid, 0.25, 2.0, False, True)
+    found = mask_loss.forward(logits, *rest)
+    assert all(map(torch.equal, found, mask_loss.forward(logits.contiguous(), *rest)))
