@@ -12,12 +12,15 @@ from maskformer_fast.ops.mask_logits import _backward, _forward, reference, refe
 
 pytest.importorskip("triton")
 
-from maskformer_fast.kernels.launch import Config, using
+from maskformer_fast.kernels.launch import Config, table, using
 from maskformer_fast.kernels.mask_logits import CELLS_OF_SPLIT, FEW_ROWS
 
 SMALL = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_P": 16, "BLOCK_K": 16}
 KERNELS = {"product": ("BLOCK_M", "BLOCK_P", "BLOCK_K"), "product_over_pixels": tuple(SMALL)[:3]}
-GRID_OF_THREE_SPLITS = (60, (2 * CELLS_OF_SPLIT) // 60 + 3)
+THREE_SPLITS = {  # channels and grid, which 16 divides or not
+    "aligned": (16, (48, 2 * CELLS_OF_SPLIT // 48 + 1)),
+    "unaligned": (9, (60, 2 * CELLS_OF_SPLIT // 60 + 3)),
+}
 
 each_triton = each_backend("mask_logits", of=("triton",))
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=short)
@@ -27,7 +30,7 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], id
 def small_tiles():
     with contextlib.ExitStack() as stack:
         for kernel, names in KERNELS.items():
-            for size_class in ("float32", "half", "half_few_rows"):
+            for size_class in table()["sm_80"][f"mask_logits.{kernel}"]:
                 blocks = {name: SMALL[name] for name in names}
                 stack.enter_context(
                     using(Config(f"mask_logits.{kernel}", size_class, blocks, 4, 1))
@@ -62,9 +65,11 @@ def test_edges_of_small_tiles(backend, dtype, side):
 @each_triton
 @each_dtype
 @pytest.mark.parametrize("rows", [FEW_ROWS, FEW_ROWS + 1])
-def test_sums_over_several_splits_of_the_cells(backend, dtype, rows):
-    queries, features = inputs((1, rows, 9, *GRID_OF_THREE_SPLITS), dtype, device_of(backend))
-    check_all(backend, queries, features, torch.randn(1, rows, *GRID_OF_THREE_SPLITS).to(queries))
+@pytest.mark.parametrize(("channels", "grid"), THREE_SPLITS.values(), ids=THREE_SPLITS)
+def test_sums_over_several_splits_of_the_cells(backend, dtype, rows, channels, grid):
+    assert 2 * CELLS_OF_SPLIT < grid[0] * grid[1] < 3 * CELLS_OF_SPLIT
+    queries, features = inputs((1, rows, channels, *grid), dtype, device_of(backend))
+    check_all(backend, queries, features, torch.randn(1, rows, *grid).to(queries))
 
 
 @each_triton

@@ -93,6 +93,20 @@ def test_many_row_blocks_parts_and_channel_blocks(backend, dtype, masks, ignore_
 
 
 @each
+@each_dtype
+@pytest.mark.parametrize("count", [5, 40])
+@pytest.mark.parametrize("ignore_void", [False, True])
+@pytest.mark.parametrize("grid", [(8, 8), (8, 10)], ids=str)
+def test_inputs_that_are_aligned(backend, dtype, count, ignore_void, grid):
+    """In half precision the tiles whose queries stay in shared memory, full and not."""
+    tensors = inputs((2, 2, 21, 16, *grid), dtype)
+    targets = random_targets([count, 2], (13, 17), num_classes=CLASSES, masks=False)
+    got = run(backend, tensors, targets, ignore_void=ignore_void)
+    expected = exact(tensors, targets, ignore_void=ignore_void)
+    torch.testing.assert_close(got.double(), expected, **tolerance(dtype))
+
+
+@each
 def test_more_channels_than_shared_memory_holds(backend):
     tensors = inputs((1, 1, 3, kernels.RESIDENT_CHANNELS + 1, 4, 5), torch.float16)
     tensors[1] /= 16
@@ -236,10 +250,10 @@ def problems(family: str, dtype: torch.dtype) -> tuple[list[Tensor], Targets]:
     """PROBLEMS problems of T targets and Q queries, whose embeddings are numbers of `dtype`."""
     generator = torch.Generator().manual_seed(0)
     class_logits = torch.randn(LAYERS, IMAGES, Q, CLASSES + 1, generator=generator)
-    queries = torch.randn(LAYERS, IMAGES, Q, 8, generator=generator)
+    queries = torch.randn(LAYERS, IMAGES, Q, 16, generator=generator)
     if family == "early training":  # all queries alike
         class_logits, queries = 0.02 * class_logits, queries[:, :, :1] + 0.02 * queries
-    features = torch.randn(IMAGES, 8, 12, 12, generator=generator)
+    features = torch.randn(IMAGES, 16, 12, 12, generator=generator)
     tensors = [t.to(dtype) for t in (class_logits, queries, features)]
     targets = random_targets([T] * IMAGES, (24, 24), num_classes=CLASSES, masks=False)
     return tensors, targets

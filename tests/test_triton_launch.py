@@ -64,6 +64,14 @@ def test_using_replaces_one_class_and_restores_it():
     assert configuration(name, size_class, CPU) == before
 
 
+def test_what_16_divides_is_aligned():
+    x = torch.zeros(2, 32, 48)
+    flat = torch.zeros(2 * 32 * 48 + 4)
+    assert launch.aligned(x, x.mT, x[:, ::2], x[..., 16:], x.new_zeros(()).expand(3, 5), 0, 160)
+    assert not launch.aligned(x, 100) and not launch.aligned(x[..., :47].contiguous())
+    assert not launch.aligned(flat[1:-3].view(x.shape)) and launch.aligned(flat[4:].view(x.shape))
+
+
 def test_an_empty_grid_starts_nothing():
     launch.launch(None, (3, 0), configuration("mask_logits.product", "half", CPU))
 
