@@ -12,7 +12,8 @@ from torch import Tensor
 from maskformer_fast.kernels import mask_logits, mask_loss, matching_cost
 
 GAP = 1 << 22  # bytes on both sides
-B, L, Q, C, K, GRID, SIZE = 2, 2, 7, 5, 4, (5, 7), (11, 13)
+B, L, Q, K, SIZE = 2, 2, 7, 4, (11, 13)
+CHANNELS_AND_GRID = (5, (5, 7)), (16, (4, 8))  # which 16 divides or not
 
 libc = ctypes.CDLL(None, use_errno=True)
 kept: list[mmap.mmap] = []
@@ -41,15 +42,17 @@ def run(t: int, masks: bool, dtype: torch.dtype, at_end: bool) -> None:
         pixels = guarded(torch.rand(B, t, *SIZE) > 0.5, at_end)
     else:
         pixels = guarded(torch.randint(-1, t, (B, *SIZE)).short(), at_end)
-    classes, queries, features = random(L, B, Q, K), random(L, B, Q, C), random(B, C, *GRID)
     labels = guarded(torch.randint(0, K - 1, (B, t)), at_end)
     counts = guarded(torch.tensor([t, max(t - 2, 0)]).int(), at_end)
     rest = (labels, counts, pixels, 1.0, 20.0, 1.0, 0.25, 2.0, masks)
-    matching_cost.from_embeddings(classes, queries, features, *rest)
-    matching_cost.from_logits(classes[0], random(B, Q, *GRID), *rest)
-    mask_logits.forward(queries[0], features, True)
-    mask_logits.backward(random(B, Q, *GRID), queries[0], features, True)
-    for grid in (GRID, (2, 3), SIZE):
+    classes = random(L, B, Q, K)
+    for channels, grid in CHANNELS_AND_GRID:
+        queries, features = random(L, B, Q, channels), random(B, channels, *grid)
+        matching_cost.from_embeddings(classes, queries, features, *rest)
+        matching_cost.from_logits(classes[0], random(B, Q, *grid), *rest)
+        mask_logits.forward(queries[0], features, True)
+        mask_logits.backward(random(B, Q, *grid), queries[0], features, True)
+    for grid in ((5, 7), (2, 3), SIZE):
         valid = guarded(torch.ones(L * B, t, dtype=torch.bool), at_end)
         mask_loss.forward(random(L * B, t, *grid), pixels, valid, 0.25, 2.0, True, True)
 
