@@ -21,7 +21,7 @@ from maskformer_fast.kernels.logistic import sigmoid
 
 PRECISION = {torch.float32: "ieee"}  # of products; half inputs have one way
 FEW_ROWS = 64
-CELLS_OF_SPLIT = 2048  # fixed, so that sums over cells have the same bits on every GPU
+CELLS_OF_SPLIT = 2048  # fixed: the parts that cells are added in depend on the shape alone
 
 
 @triton.jit(do_not_specialize=["rows"])
