@@ -18,6 +18,12 @@ from maskformer_fast import MaskFormer
 from maskformer_fast.data.coco_panoptic import CocoPanoptic
 from maskformer_fast.data.shapes import CATEGORIES, write_scenes
 
+for dependency in (
+    "accelerate",
+    "torchmetrics",
+):  # extra "train", which `make gpu` does not install
+    pytest.importorskip(dependency)
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STEPS = 6
 
@@ -116,7 +122,6 @@ def test_an_image_with_too_many_targets_is_named_and_nothing_is_lost(data, tmp_p
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_a_replayed_cuda_graph_trains_as_plain_steps_do(data, tmp_path):
     """Sums by atomics differ a little: little beside what the replayed steps change."""
-    pytest.importorskip("accelerate")
     options = ("--steps", "10", "--scale", "1", "1.5")
     train(data, tmp_path / "plain", *options)
     train(data, tmp_path / "warm_up", *options, *GRAPH, "--stop-after", "3")
