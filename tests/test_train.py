@@ -18,10 +18,7 @@ from maskformer_fast import MaskFormer
 from maskformer_fast.data.coco_panoptic import CocoPanoptic
 from maskformer_fast.data.shapes import CATEGORIES, write_scenes
 
-for dependency in (
-    "accelerate",
-    "torchmetrics",
-):  # extra "train", which `make gpu` does not install
+for dependency in ("accelerate", "torchmetrics"):  # extra "train", not there in `make gpu`
     pytest.importorskip(dependency)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
