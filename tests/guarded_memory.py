@@ -58,9 +58,8 @@ def run(t: int, masks: bool, dtype: torch.dtype, at_end: bool) -> None:
 
 
 if __name__ == "__main__":
-    for dtype in (torch.float32, torch.float16):
-        for masks in (False, True):
-            for t in (1, 5):
-                for at_end in (False, True):
-                    run(t, masks, dtype, at_end)
+    for masks, dtype in ((False, torch.float32), (True, torch.float16)):
+        for t in (1, 5):
+            for at_end in (False, True):
+                run(t, masks, dtype, at_end)
     print("inside")
