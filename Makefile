@@ -8,8 +8,8 @@
 #                cuda_emulated. Needs no CUDA; takes PYTHON, if that has cmake, ninja, pybind11, torch
 # make gpu       on a machine with a GPU and nvcc: builds in place with PYTHON's torch, cmake, ninja and
 #                pybind11, downloading nothing; the tests of backends cuda and triton and of the
-#                captured training step, some of them under compute-sanitizer where it is installed;
-#                the benchmarks
+#                captured training step, those of more than 2^31 elements too, some of them
+#                under compute-sanitizer where it is installed; the benchmarks
 # make build     the environment in .venv and the compiled module, which the others do by themselves
 #
 # PYTHON    the interpreter that .venv is made from

@@ -1,5 +1,7 @@
 """A configuration small enough for tests, and batches that fit it."""
 
+from typing import Any
+
 import torch
 from op_cases import random_targets
 from torch import Tensor
@@ -7,8 +9,6 @@ from torch import Tensor
 from maskformer_fast import MaskFormerConfig, Targets
 
 CLASSES = 4
-
-
 SMALL_SWIN = {  # changes of `small_config`
     "backbone": "swin",
     "backbone_config": {
@@ -18,6 +18,17 @@ SMALL_SWIN = {  # changes of `small_config`
         "window_size": 4,
     },
 }
+MODELS = {  # the same, of both kinds of backbone and of pixel decoder
+    "resnet, fpn": {},
+    "swin, transformer_fpn": {**SMALL_SWIN, "pixel_decoder": "transformer_fpn"},
+}
+
+
+def without_drop_path(changes: dict[str, Any]) -> dict[str, Any]:
+    """The same model without random numbers of its own, besides dropout."""
+    if "backbone" not in changes:
+        return changes
+    return {**changes, "backbone_config": {**changes["backbone_config"], "drop_path_rate": 0.0}}
 
 
 def small_config(**changes) -> MaskFormerConfig:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from op_cases import random_targets
-from small_models import SMALL_SWIN, small_batch, small_config
+from small_models import MODELS, small_batch, small_config, without_drop_path
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
@@ -25,15 +25,9 @@ SIZES = [  # images, targets of each, mask grid, targets' size
     (2, [0, 6], (10, 10), (31, 33)),
     (5, [3, 1, 1, 0, 2], (8, 13), (40, 40)),
 ]
-MODELS = {
-    "resnet, fpn": {},
-    "swin, transformer_fpn": {
-        **SMALL_SWIN,
-        "pixel_decoder": "transformer_fpn",
-        "backbone_config": {**SMALL_SWIN["backbone_config"], "drop_path_rate": 0.0},
-    },
-}
-each_model = pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+each_model = pytest.mark.parametrize(
+    "changes", [without_drop_path(changes) for changes in MODELS.values()], ids=MODELS
+)
 
 
 @pytest.fixture(autouse=True)

@@ -128,9 +128,11 @@ def test_mask_loss_of_many_logits(backend: str) -> None:
     targets = Targets(labels, counts, segments=one.segments)
     losses = ops.mask_loss(logits, targets, backend=backend)
     alone = ops.mask_loss(logits[-1:].clone(), targets, backend=backend)
-    for found, expected in zip(losses, alone, strict=True):  # more rows: longer runs
-        torch.testing.assert_close(found[-1:], expected)
-        torch.testing.assert_close(found[-2, :-1], expected[0, :-1])
+    # In Triton, many rows are summed in longer runs than one.
+    tolerance = {} if backend == "triton" else {"rtol": 0, "atol": 0}
+    for found, expected in zip(losses, alone, strict=True):
+        torch.testing.assert_close(found[-1:], expected, **tolerance)
+        torch.testing.assert_close(found[-2, :-1], expected[0, :-1], **tolerance)
         assert expected[0, -1] != expected[0, -2]
 
 

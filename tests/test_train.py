@@ -147,8 +147,7 @@ def test_a_graph_without_a_gpu_is_refused(data, tmp_path):
         ({"device": torch.device("mps")}, "expected a CUDA GPU, got mps"),
     ],
 )
-def test_why_a_step_cannot_be_a_graph(monkeypatch, changes, message):
-    monkeypatch.syspath_prepend(EXAMPLES)
+def test_why_a_step_cannot_be_a_graph(changes, message):
     import train
 
     values = {"max_targets": 4, "precision": "bf16", "num_processes": 1}
@@ -163,7 +162,6 @@ def test_the_baseline_trains(data, tmp_path):
 
 
 def test_a_perfect_prediction_scores_one(data, monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
     import evaluate
 
     dataset = CocoPanoptic.from_split(data, "val")

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import graphed_step
 import pytest
 import torch
 from host_reads import DEVICE, WouldWait, device_like_cuda, no_waiting, on_device
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from maskformer_fast import MaskFormer, MaskFormerCriterion, PerPixelBaseline, Targets
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 BATCHES = [[2, 1], [0, 3], [1, 1], [3, 2], [0, 0]]  # numbers of targets
 MOST = 3
 CLIP = 0.01
@@ -29,15 +28,6 @@ BACKBONES = {
     "resnet_batch_norm": {"backbone_config": BATCH_NORM},
     "swin": SMALL_SWIN,
 }
-
-
-@pytest.fixture
-def graphed_step(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module examples/graphed_step.py."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    import graphed_step
-
-    return graphed_step
 
 
 def batch(counts: list[int], masks: bool = False) -> tuple[Tensor, Targets]:
@@ -57,7 +47,7 @@ def optimizer_of(model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
 # --- no host read -----------------------------------------------------------------------------
 
 
-def run_step_on_device(graphed_step: Any, model: nn.Module, masks: bool = False) -> int:
+def run_step_on_device(model: nn.Module, masks: bool = False) -> int:
     """Two whole steps where reading a value is an error: how many operators they called."""
     model = on_device(model.train())
     optimizer, schedule = optimizer_of(model)
@@ -77,16 +67,14 @@ def run_step_on_device(graphed_step: Any, model: nn.Module, masks: bool = False)
 @pytest.mark.parametrize("masks", [False, True], ids=["segments", "masks"])
 @pytest.mark.parametrize("decoder", ["fpn", "transformer_fpn"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_training_step_reads_nothing_back(
-    graphed_step: Any, backbone: str, decoder: str, masks: bool
-) -> None:
+def test_a_training_step_reads_nothing_back(backbone: str, decoder: str, masks: bool) -> None:
     options = {"dropout": 0.1, "pixel_decoder": decoder, "ignore_void": masks}
     model = MaskFormer(small_config(**options, **BACKBONES[backbone]))
-    assert run_step_on_device(graphed_step, model, masks) > 1000
+    assert run_step_on_device(model, masks) > 1000
 
 
-def test_a_training_step_of_the_baseline_reads_nothing_back(graphed_step: Any) -> None:
-    assert run_step_on_device(graphed_step, PerPixelBaseline(small_config())) > 500
+def test_a_training_step_of_the_baseline_reads_nothing_back() -> None:
+    assert run_step_on_device(PerPixelBaseline(small_config())) > 500
 
 
 def read_in_criterion(cost: Tensor) -> None:
@@ -99,7 +87,7 @@ def made_in_criterion(cost: Tensor) -> None:
 
 @pytest.mark.parametrize("planted", [read_in_criterion, made_in_criterion])
 def test_what_reads_inside_the_criterion_is_found(
-    graphed_step: Any, planted: Callable[[Tensor], None], monkeypatch: pytest.MonkeyPatch
+    planted: Callable[[Tensor], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     match = MaskFormerCriterion.match
 
@@ -109,7 +97,7 @@ def test_what_reads_inside_the_criterion_is_found(
 
     monkeypatch.setattr(MaskFormerCriterion, "match", reading)
     with pytest.raises(WouldWait):
-        run_step_on_device(graphed_step, MaskFormer(small_config()))
+        run_step_on_device(MaskFormer(small_config()))
 
 
 def test_what_reads_in_the_backward_pass_is_found() -> None:
@@ -190,7 +178,7 @@ def seeded_model(**changes: Any) -> MaskFormer:
 
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_it_trains_as_a_plain_loop_does(graphed_step: Any, backbone: str, capturable: bool) -> None:
+def test_it_trains_as_a_plain_loop_does(backbone: str, capturable: bool) -> None:
     expected_model, model = (seeded_model(**BACKBONES[backbone]) for _ in range(2))
     torch.manual_seed(1)  # of dropout
     expected = plain_losses(expected_model)
@@ -213,7 +201,7 @@ def test_it_trains_as_a_plain_loop_does(graphed_step: Any, backbone: str, captur
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_inputs_and_rates_stay_where_a_graph_reads_them(graphed_step: Any) -> None:
+def test_inputs_and_rates_stay_where_a_graph_reads_them() -> None:
     model = seeded_model()
     optimizer, schedule = optimizer_of(model)
     step = graphed_step.GraphedStep(model, optimizer, CLIP)
@@ -236,7 +224,7 @@ def test_inputs_and_rates_stay_where_a_graph_reads_them(graphed_step: Any) -> No
 
 
 def test_first_steps_train_uncaptured_and_every_later_batch_is_replayed_once(
-    graphed_step: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = seeded_model()
     step = graphed_step.GraphedStep(model, optimizer_of(model)[0], CLIP)
@@ -273,7 +261,7 @@ def test_first_steps_train_uncaptured_and_every_later_batch_is_replayed_once(
 
 
 @pytest.mark.parametrize("change", ["pixel_values", "labels", "segments or masks"])
-def test_a_batch_of_another_shape_is_refused(graphed_step: Any, change: str) -> None:
+def test_a_batch_of_another_shape_is_refused(change: str) -> None:
     model = seeded_model()
     step = graphed_step.GraphedStep(model, optimizer_of(model)[0], CLIP)
     pixel_values, targets = batch([2, 1])
@@ -290,7 +278,7 @@ def test_a_batch_of_another_shape_is_refused(graphed_step: Any, change: str) -> 
     assert all(p.equal(q) for p, q in zip(model.parameters(), before, strict=True))
 
 
-def test_a_run_goes_on_without_a_graph_and_back(graphed_step: Any) -> None:
+def test_a_run_goes_on_without_a_graph_and_back() -> None:
     model = seeded_model()
     optimizer, _ = optimizer_of(model)
     graphed_step.GraphedStep(model, optimizer, CLIP)(*batch([2, 1]))

@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import graphed_step
 import pytest
 import torch
-from small_models import SMALL_SWIN, small_batch, small_config
+from small_models import MODELS, small_batch, small_config, without_drop_path
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -20,15 +20,10 @@ from maskformer_fast import MaskFormer, Targets, backends
 OBSTACLE = backends()["linear_assignment"]["cuda"]  # its reference reads the host
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"linear_assignment, cuda: {OBSTACLE}")
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 MOST = 4
 BESIDE_THE_GRAPH = 4  # launches: torch sets seed and offset of the generator before a replay
 CLIP = 0.01
 BATCHES = [[2, 1], [0, 3], [1, 1], [3, 2], [0, 0], [4, 1], [1, 2]]  # more than the warm-up
-MODELS = {
-    "resnet, fpn": {},
-    "swin, transformer_fpn": {**SMALL_SWIN, "pixel_decoder": "transformer_fpn"},
-}
 # Sums by atomics in torch's own backward passes have no fixed order, and products of bfloat16
 # may choose another algorithm while they are captured.
 LOSS_TOLERANCE = {None: 1e-4, torch.bfloat16: 2e-2}
@@ -36,15 +31,6 @@ LOSS_TOLERANCE = {None: 1e-4, torch.bfloat16: 2e-2}
 each_model = pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
 each_precision = pytest.mark.parametrize("precision", LOSS_TOLERANCE, ids=str)
 each_form = pytest.mark.parametrize("masks", [False, True], ids=["segments", "masks"])
-
-
-@pytest.fixture
-def graphed_step(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module examples/graphed_step.py."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    import graphed_step
-
-    return graphed_step
 
 
 def prepared(changes: dict[str, Any], precision: torch.dtype | None, dropout: float) -> Any:
@@ -94,7 +80,7 @@ def test_a_wait_is_counted(waiting: Callable[[Tensor], Any]) -> None:
 @each_precision
 @each_model
 def test_a_cuda_training_step_does_not_wait(
-    graphed_step: Any, changes: dict[str, Any], precision: torch.dtype | None, masks: bool
+    changes: dict[str, Any], precision: torch.dtype | None, masks: bool
 ) -> None:
     model, optimizer, schedule = prepared(changes, precision, dropout=0.1)
     graphed_step.rates_on_device(optimizer, torch.device("cuda"))
@@ -123,9 +109,9 @@ def losses_of(step: Any, schedule: Any, masks: bool) -> list[float]:
 @each_precision
 @each_model
 def test_a_cuda_graph_of_the_step_trains_as_eager_steps_do(
-    graphed_step: Any, changes: dict[str, Any], precision: torch.dtype | None, masks: bool
+    changes: dict[str, Any], precision: torch.dtype | None, masks: bool
 ) -> None:
-    changes = {**changes, **without_drop_path(changes)}
+    changes = without_drop_path(changes)  # a replay's random numbers need not be a call's
     expected_model, optimizer, schedule = prepared(changes, precision, dropout=0.0)
     graphed_step.rates_on_device(optimizer, torch.device("cuda"))
 
@@ -142,14 +128,7 @@ def test_a_cuda_graph_of_the_step_trains_as_eager_steps_do(
     assert len(set(losses)) == len(losses)
 
 
-def without_drop_path(changes: dict[str, Any]) -> dict[str, Any]:
-    """Random numbers of a replay need not be those of a call."""
-    if "backbone" not in changes:
-        return {}
-    return {"backbone_config": {**changes["backbone_config"], "drop_path_rate": 0.0}}
-
-
-def test_a_cuda_graph_draws_other_random_numbers_in_every_replay(graphed_step: Any) -> None:
+def test_a_cuda_graph_draws_other_random_numbers_in_every_replay() -> None:
     model, optimizer, _ = prepared({}, None, dropout=0.5)
     for group in optimizer.param_groups:
         group["lr"] = group["weight_decay"] = 0.0  # the same weights and inputs all the time
@@ -159,7 +138,7 @@ def test_a_cuda_graph_draws_other_random_numbers_in_every_replay(graphed_step: A
     assert step.graph is not None and len(set(losses)) == len(losses)
 
 
-def test_a_replayed_cuda_step_is_one_graph_and_does_not_wait(graphed_step: Any) -> None:
+def test_a_replayed_cuda_step_is_one_graph_and_does_not_wait() -> None:
     model, optimizer, schedule = prepared({}, torch.bfloat16, dropout=0.1)
     step = graphed_step.GraphedStep(model, optimizer, CLIP)
     inputs = [batch(counts, masks=False) for counts in BATCHES]
